@@ -1,0 +1,227 @@
+/* psicache.h - the whole public C interface of llm-psi-cache.
+ *
+ * A language model's KV cache that gives memory back before the kernel kills the process, and takes
+ * it again afterwards. One psi_cache senses memory pressure and decides; any number of psi_pools
+ * hold the blocks that are trimmed and restored.
+ *
+ * Conventions, for every call:
+ *  - Functions that return int return 0 (or a count) on success and a negative errno on failure;
+ *    on failure outputs are untouched. Functions that return a pointer return NULL on failure.
+ *  - Option structs begin with their own size: set it with PSI_OPTIONS_INIT. Fields left at zero
+ *    take their default. Each option is also an environment variable, PSI_CACHE_<NAME>.
+ *  - Units stand in names: _bytes, _us. Shares and indices go from 0 to 1.
+ *  - Threads: psi_cache calls are safe from any thread. A pool belongs to one thread, its engine's;
+ *    calls that other threads may make say so.
+ *  - The host process never dies of us: no call aborts, exits, or raises a signal.
+ */
+#ifndef PSICACHE_H
+#define PSICACHE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define PSI_API __attribute__((visibility("default")))
+#else
+#define PSI_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define PSI_VERSION_MAJOR 0
+#define PSI_VERSION_MINOR 1
+#define PSI_VERSION_PATCH 0
+
+typedef struct psi_cache psi_cache;
+typedef struct psi_pool psi_pool;
+typedef uint32_t psi_block_id;
+
+#define PSI_BLOCK_NONE UINT32_MAX
+
+/* Sets an option struct to its defaults: psi_options o = PSI_OPTIONS_INIT(psi_options); */
+#define PSI_OPTIONS_INIT(type) ((type){ .size = sizeof(type) })
+
+/* ---- The simple interface --------------------------------------------------------------------- */
+
+/* Sets the process-wide limit: the cache is trimmed while the pressure index is above `high`, and
+ * regrows once it is below the lower limit (by default 3/7 of `high`, so 0.7 goes with 0.3).
+ * Takes effect at once, on open caches too.
+ * Errors: -EINVAL unless 0 < high <= 1. Any thread. */
+PSI_API int psi_set_cache_limit(double high);
+
+/* The same with both limits. Errors: -EINVAL unless 0 <= low < high <= 1. Any thread. */
+PSI_API int psi_set_cache_limits(double high, double low);
+
+/* ---- Signals and control: one psi_cache ------------------------------------------------------- */
+
+typedef enum psi_log_level { PSI_LOG_ERROR = 0, PSI_LOG_WARN = 1, PSI_LOG_INFO = 2, PSI_LOG_DEBUG = 3 } psi_log_level;
+
+/* Receives one line without a newline. May be called from the watcher thread; must not call back. */
+typedef void (*psi_log_fn)(void *user, psi_log_level level, const char *line);
+
+typedef struct psi_options {
+    size_t size;
+    double high;               /* trim above this index; default 0.7 (PSI_CACHE_HIGH) */
+    double low;                /* regrow below this index; default 0.3 (PSI_CACHE_LOW) */
+    double trim_min;           /* least share of the resident cache given in a cycle; 0.10 */
+    double trim_max;           /* largest share given in a cycle while there is time; 0.20 */
+    uint64_t dwell_us;         /* no regrowing this long after a trim; default 2 s */
+    uint64_t horizon_us;       /* how far ahead the fill rate is extrapolated; default 500 ms */
+    uint64_t reserve_bytes;    /* headroom to keep; default 1/16 of the limit, 16 MiB to 256 MiB */
+    uint64_t floor_bytes;      /* never trim a pool below this; default 1/16 of its capacity */
+    const char *policy;        /* "fifo" (default) or "lru" */
+    const char *store;         /* "file" (default) or "none" (trimmed blocks are dropped) */
+    const char *store_dir;     /* directory of the store; default $TMPDIR, else /var/tmp */
+    uint64_t store_max_bytes;  /* upper size of the store; default: the pools' capacity */
+    const char *root;          /* prefix of /proc and /sys paths, for tests; default "" */
+    int controller;            /* 0 default (on), 1 on, -1 off: never trims by itself (PSI_CACHE_CONTROLLER=off) */
+    psi_log_fn log;            /* default: lines on stderr, PSI_CACHE_VERBOSE=0..3 */
+    void *log_user;
+} psi_options;
+
+/* Opens signals and controller, and starts the watcher thread with the first pool. NULL options:
+ * defaults. Missing sources are logged once each, by name. Returns NULL, with errno set, when
+ * memory is short or an option is out of range (logged with its name). Any thread. */
+PSI_API psi_cache *psi_cache_open(const psi_options *options);
+
+/* Stops the watcher and frees the cache. Its pools must have been destroyed. NULL is ignored. */
+PSI_API void psi_cache_close(psi_cache *cache);
+
+/* ---- Memory: pools of blocks ------------------------------------------------------------------ */
+
+/* Where a block is. Moves: EMPTY -> RESIDENT -> STORED -> RESIDENT; RESIDENT -> DROPPED -> RESIDENT
+ * (written anew); RESIDENT, STORED, DROPPED -> EMPTY (freed). No other. */
+typedef enum psi_block_state {
+    PSI_BLOCK_EMPTY = 0,    /* no page, no content */
+    PSI_BLOCK_RESIDENT = 1, /* content in memory */
+    PSI_BLOCK_STORED = 2,   /* content in the store, pages given back; must not be read */
+    PSI_BLOCK_DROPPED = 3   /* content gone, pages given back; must not be read */
+} psi_block_state;
+
+/* One tensor's share of each block. A block of `block_bytes` a column; a row-major tensor has one
+ * column; a transposed one has `columns`, `column_stride_bytes` apart. */
+typedef struct psi_plane {
+    void *base;                 /* first byte of the lane's first block, first column */
+    size_t block_bytes;         /* bytes of one block in one column */
+    size_t column_bytes;        /* bytes of one column: (blocks - 1) * block_bytes < it <= blocks * block_bytes */
+    size_t columns;             /* 1 or more; 0 is taken as 1 */
+    size_t column_stride_bytes; /* from column to column; unused when columns is 1 */
+} psi_plane;
+
+/* Called on the pool's thread, inside psi_pool_step and the calls that restore, for each block that
+ * moved from or to RESIDENT, before the memory is given back and after it was read again. */
+typedef void (*psi_block_moved_fn)(void *user, psi_block_id block, psi_block_state from, psi_block_state to);
+
+typedef struct psi_pool_options {
+    size_t size;
+    const char *name;          /* shown in status and logs; copied */
+    size_t block_bytes;        /* psi_pool_create: bytes a block, rounded up to whole pages; default 64 KiB */
+    uint32_t blocks;           /* number of blocks (psi_pool_create), or blocks a lane (psi_pool_adopt) */
+    uint32_t lanes;            /* psi_pool_adopt: lanes, for example streams; default 1 */
+    const psi_plane *planes;   /* psi_pool_adopt: lanes * planes_per_lane of them, lane by lane; copied */
+    uint32_t planes_per_lane;
+    uint32_t keep_first;       /* leading blocks of each lane that are never trimmed; default 1 */
+    uint32_t keep_newest;      /* most recently written blocks that are never trimmed; default 2 */
+    uint64_t floor_bytes;      /* overrides psi_options.floor_bytes for this pool */
+    psi_block_moved_fn moved;
+    void *moved_user;
+} psi_pool_options;
+
+/* Reserves address space for blocks * block_bytes; a page exists once it is written to.
+ * Errors (errno): EINVAL, ENOMEM. `cache` must outlive the pool. */
+PSI_API psi_pool *psi_pool_create(psi_cache *cache, const psi_pool_options *options);
+
+/* Takes over an engine's memory, described by planes. The memory must be private, anonymous and
+ * zero or not yet touched; every block starts EMPTY. The caller keeps owning the address range.
+ * Errors (errno): EINVAL (a plane that is outside its own bounds, no plane), ENOMEM. */
+PSI_API psi_pool *psi_pool_adopt(psi_cache *cache, const psi_pool_options *options);
+
+/* Gives all pages of an own arena back to the system, forgets the store's copies. NULL is ignored. */
+PSI_API void psi_pool_destroy(psi_pool *pool);
+
+/* A block of a created pool, zeroed; its id goes to *id when id is not NULL. NULL with errno EAGAIN
+ * under pressure (reuse a block, wait, or say no), ENOMEM when all blocks are handed out. */
+PSI_API void *psi_block_alloc(psi_pool *pool, psi_block_id *id);
+
+/* Hands a block back: EMPTY, its pages go to the system. Unknown ids are ignored. */
+PSI_API void psi_block_free(psi_pool *pool, psi_block_id block);
+
+/* Address of a block's first plane, whatever its state; NULL for an unknown id. */
+PSI_API void *psi_block_address(const psi_pool *pool, psi_block_id block);
+PSI_API psi_block_state psi_block_get_state(const psi_pool *pool, psi_block_id block);
+
+/* Says that the block's memory is about to be written in whole or in part. A STORED block is read
+ * back first. Returns 0; -EIO when the stored bytes are lost (the block is then RESIDENT and zero,
+ * but for what is written now); -EINVAL for an unknown id. */
+PSI_API int psi_block_write(psi_pool *pool, psi_block_id block);
+
+/* Says that the present step reads the block. What the policies learn from; no effect on memory. */
+PSI_API void psi_block_used(psi_pool *pool, psi_block_id block);
+
+/* Brings a STORED block back now. Returns 0; -ENOENT when it is DROPPED, -EIO when its bytes are
+ * lost, -EINVAL for an unknown id. */
+PSI_API int psi_block_restore(psi_pool *pool, psi_block_id block);
+
+/* The engine's safe point: no step is running, and each block that the coming step must be able to
+ * read has been named with psi_block_used (and each that it writes with psi_block_write) since the
+ * last safe point. Trims and restores happen here. Returns the number of blocks that moved. */
+PSI_API int psi_pool_step(psi_pool *pool);
+
+/* Non-zero when a new block would be refused now: pressure above the limit and nothing left to
+ * trim. Any thread. */
+PSI_API int psi_pool_refuses(const psi_pool *pool);
+
+/* ---- malloc-shaped, for engines that take an allocator ---------------------------------------- */
+
+/* Whole blocks of the process's default pool (PSI_CACHE_KV_BYTES of address space, by default half
+ * the machine's memory), zeroed, aligned to 64 bytes or more. NULL with errno EAGAIN under pressure,
+ * ENOMEM when the pool is used up. Memory handed out is never trimmed behind its owner's back. Any
+ * thread. */
+PSI_API void *psi_kv_malloc(size_t bytes);
+PSI_API void psi_kv_free(void *address);
+
+/* ---- By hand, and what happened --------------------------------------------------------------- */
+
+/* Asks every pool to give back `share` (0 to 1) of its resident bytes, or to restore all that is
+ * stored, at its next safe point. Return 0 or -EINVAL. Any thread. NULL: all caches of the process. */
+PSI_API int psi_cache_trim(psi_cache *cache, double share);
+PSI_API int psi_cache_restore(psi_cache *cache);
+
+typedef struct psi_stats {
+    size_t size;
+    double index;            /* the pressure index: the largest of the four below */
+    double index_stall;      /* from PSI stall time */
+    double index_headroom;   /* from what is free against the reserve */
+    double index_forecast;   /* from what will be free `horizon_us` from now at this fill rate */
+    double index_thrash;     /* from major faults of the own process while memory is scarce */
+    double high, low;
+    uint64_t headroom_bytes; /* UINT64_MAX: not known */
+    uint64_t limit_bytes;    /* what the headroom is measured against; UINT64_MAX: not known */
+    int64_t fill_bytes_per_s;
+    uint64_t capacity_bytes; /* address space of all pools */
+    uint64_t resident_bytes; /* of blocks in memory */
+    uint64_t stored_bytes;
+    uint64_t dropped_bytes;
+    uint64_t trims;          /* cycles that gave something back */
+    uint64_t restores;       /* cycles that took something again */
+    uint64_t refusals;       /* blocks or steps refused */
+    uint64_t trimmed_bytes;  /* in all */
+    uint64_t restored_bytes;
+    uint64_t store_errors;   /* writes or reads that failed; no wrong byte was used */
+    uint64_t steps;          /* safe points passed */
+    uint64_t pools;
+} psi_stats;
+
+/* Fills *stats, of which size must be set. NULL cache: all caches of the process together (the index
+ * is the highest). Any thread. Errors: -EINVAL (size too small), -ENODEV (no cache is open). */
+PSI_API int psi_stats_read(psi_cache *cache, psi_stats *stats);
+
+/* "0.1.0" */
+PSI_API const char *psi_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
