@@ -73,7 +73,7 @@ typedef struct psi_options {
     uint64_t floor_bytes;      /* never trim a pool below this; default 1/16 of its capacity */
     const char *policy;        /* "fifo" (default) or "lru" */
     const char *store;         /* "file" (default) or "none" (trimmed blocks are dropped) */
-    const char *store_dir;     /* directory of the store; default $TMPDIR, else /var/tmp */
+    const char *store_dir;     /* directory of the store, on a disk; default /var/tmp ($TMPDIR is often memory) */
     uint64_t store_max_bytes;  /* upper size of the store; default: the pools' capacity */
     const char *root;          /* prefix of /proc and /sys paths, for tests; default "" */
     int controller;            /* 0 default (on), 1 on, -1 off: never trims by itself (PSI_CACHE_CONTROLLER=off) */
@@ -160,6 +160,20 @@ PSI_API int psi_block_write(psi_pool *pool, psi_block_id block);
 /* Says that the present step reads the block. What the policies learn from; no effect on memory. */
 PSI_API void psi_block_used(psi_pool *pool, psi_block_id block);
 
+#define PSI_MARK_USED 1u  /* the coming step reads the block */
+#define PSI_MARK_WRITE 2u /* the coming step writes it: see psi_block_write */
+
+/* psi_block_used and psi_block_write for all blocks at once: marks has one byte a block of the pool. Returns the number
+ * of blocks to be written whose stored bytes were lost. */
+PSI_API int psi_pool_mark(psi_pool *pool, const unsigned char *marks);
+
+/* Copies every block's psi_block_state to states, one byte a block. Blocks that the coming or running step was said to
+ * use do not move between psi_pool_step and the next one. */
+PSI_API void psi_pool_states(psi_pool *pool, unsigned char *states);
+
+/* Frees every block: EMPTY, all pages to the system. */
+PSI_API void psi_pool_clear(psi_pool *pool);
+
 /* Brings a STORED block back now. Returns 0; -ENOENT when it is DROPPED, -EIO when its bytes are
  * lost, -EINVAL for an unknown id. */
 PSI_API int psi_block_restore(psi_pool *pool, psi_block_id block);
@@ -168,6 +182,10 @@ PSI_API int psi_block_restore(psi_pool *pool, psi_block_id block);
  * read has been named with psi_block_used (and each that it writes with psi_block_write) since the
  * last safe point. Trims and restores happen here. Returns the number of blocks that moved. */
 PSI_API int psi_pool_step(psi_pool *pool);
+
+/* Says that the step is over: until the next psi_pool_step no block is read or written. Optional; it lets
+ * an idle engine's blocks be stored (they are restored when a step names them again). */
+PSI_API void psi_pool_step_end(psi_pool *pool);
 
 /* Non-zero when a new block would be refused now: pressure above the limit and nothing left to
  * trim. Any thread. */

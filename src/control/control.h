@@ -10,6 +10,23 @@
  * limits are compared with the index; they do not change the mapping. */
 #define PSI_INDEX_ANCHOR 0.7
 
+/* How a reading becomes the index. Each component goes from 0 to 1; the index is the largest; what
+ * is not known takes no part.
+ *
+ *   reserve        the option, or limit / 16, from 16 MiB to 256 MiB: what may be allocated before a
+ *                  trim takes effect
+ *   index_headroom 0.7 * reserve / headroom
+ *   index_forecast 0.7 * (reserve + fill * horizon) / headroom, while headroom shrinks
+ *   scarcity       0 while headroom is above 1/4 of the limit, 1 below 1/8, a line between
+ *   index_stall    0.7 * stall_some_share / 10 % * scarcity (stall alone if headroom is not known)
+ *   index_thrash   0.7 * major faults a second / 200 * scarcity (0 if headroom is not known)
+ *
+ * Headroom and forecast lead: memory that nothing can reclaim stalls for less than 10 ms in all
+ * before the kill. Stall and thrash alone never cost a block while memory is plenty: kswapd, a
+ * neighbour, or a kernel that reports a constant 99 % would empty the cache for nothing. `full` has
+ * no part of its own, since it never exceeds `some`.
+ */
+
 typedef struct psi_control_options {
     double high, low;         /* trim above, regrow below */
     double trim_min, trim_max;/* shares of the resident bytes a cycle */
@@ -21,7 +38,7 @@ typedef struct psi_control_options {
 /* What the controller knows of what it controls. */
 typedef struct psi_demand {
     uint64_t resident_bytes;
-    uint64_t evictable_bytes; /* of those, what could be given now */
+    uint64_t evictable_bytes; /* of those, what could be given now; what is pending included */
     uint64_t returnable_bytes;/* what regrowing would want back */
     uint64_t pending_bytes;   /* asked for earlier, not given yet */
 } psi_demand;

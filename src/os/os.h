@@ -3,6 +3,7 @@
 #ifndef PSI_OS_H
 #define PSI_OS_H
 
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -21,6 +22,19 @@ int psi_os_give_back(void *base, size_t bytes);
 
 /* Monotonic time. */
 uint64_t psi_os_now_us(void);
+
+int64_t psi_os_process_id(void);
+
+/* Half the machine's memory in bytes; 1 GiB where that is not known. */
+uint64_t psi_os_half_memory_bytes(void);
+
+/* Starts a thread that receives no signal of the host's. 0 or a negative errno. */
+int psi_os_thread_start(pthread_t *thread, void *(*run)(void *), void *argument);
+
+/* Waits on a condition made with psi_os_condition_init, at most that long. */
+void psi_os_condition_init(pthread_cond_t *condition);
+void psi_os_condition_wait(pthread_cond_t *condition, pthread_mutex_t *mutex, uint64_t timeout_us);
+void psi_os_pause_us(uint64_t pause_us);
 
 /* Reads a small file whole, adds a NUL; at most capacity - 1 bytes. Bytes read or a negative errno. */
 ssize_t psi_os_read_small(const char *path, char *buffer, size_t capacity);

@@ -20,17 +20,17 @@ typedef struct psi_reading {
     uint64_t at_us;
     uint32_t have;
     bool stall_is_own;         /* stall of the own cgroup, else of the whole system */
-    double stall_some_share;   /* share of the time since the last readings (about 1 s) some task stalled, 0..1 */
+    double stall_some_share;   /* share of the last second or so (at least 100 ms) in which some task stalled, 0..1 */
     double stall_full_share;   /* the same, all tasks at once */
     uint64_t headroom_bytes;   /* can still be allocated before the tightest limit is met */
-    uint64_t limit_bytes;      /* that limit: memory.max/high, the v1 limit, or MemTotal */
+    uint64_t limit_bytes;      /* that limit: memory.max/high, the v1 limit, or MemTotal; both UINT64_MAX when not known */
     int64_t fill_bytes_per_s;  /* how fast headroom shrinks (positive) or grows; fast attack, slow decay */
     double major_faults_per_s; /* of the own process, over about 1 s */
 } psi_reading;
 
 /* One row a source, for doctor and the log. Strings live as long as the psi_signal. */
 typedef struct psi_source {
-    const char *name;   /* "psi", "cgroup-v2", "cgroup-v1", "meminfo", "faults" */
+    const char *name;   /* "psi", "cgroup-v2", "cgroup-v1", "meminfo", "faults", "mappings" */
     bool in_use;
     const char *detail; /* the path in use, or why it is missing */
     const char *cure;   /* what would make it available; "" when in use */
@@ -50,7 +50,12 @@ void psi_signal_close(psi_signal *signal);
 /* Makes one reading. Never fails: what cannot be read now is left out of `have`. */
 void psi_signal_read(psi_signal *signal, psi_reading *reading);
 
-/* The sources, in a fixed order; *count receives how many. */
+/* Says that the caller itself took `bytes` of memory (restored blocks), or gave them back (negative),
+ * since the last reading. What is said here is not counted as fill: otherwise regrowing would look
+ * like a spike, and call for the next trim. Watcher thread, just before psi_signal_read. */
+void psi_signal_took(psi_signal *signal, int64_t bytes);
+
+/* The sources as they were found at open, in a fixed order; *count receives how many. */
 const psi_source *psi_signal_sources(const psi_signal *signal, size_t *count);
 
 #endif

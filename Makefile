@@ -1,0 +1,55 @@
+# The doors into this project. What happens behind them is in scripts/.
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup build test demo sanitize clean distclean format format-check bench
+
+PYTHON ?= python3
+export PYTHON
+
+help: ## this list
+	@awk -F ': .*## ' '/^[a-z%-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "  PYTHON=...         the Python that .venv is made with (python3)"
+	@echo "  PSI_CACHE_WHEELS=  where the engines' wheels are kept (~/.cache/llm-psi-cache/wheels)"
+
+demo: ## stock llama.cpp is killed by the OOM killer; ours finishes its answer
+	@sh scripts/setup-system.sh demo
+	@sh scripts/setup-venv.sh demo
+	@.venv/bin/python demo/demo.py $(ARGS)
+
+test: ## all tests: C, C under the sanitizers, Python with both engines
+	@sh scripts/setup-system.sh test
+	@sh scripts/test.sh release asan tsan python
+
+sanitize: ## the C tests under the address, undefined-behaviour and thread sanitizers
+	@sh scripts/setup-system.sh test
+	@sh scripts/test.sh asan tsan
+
+setup: ## tools, .venv, both engines and the model, and no more
+	@sh scripts/setup-system.sh test
+	@sh scripts/setup-venv.sh test
+
+build: ## the C libraries and the command, in build/release
+	@sh scripts/setup-system.sh test
+	@cmake --preset release
+	@cmake --build --preset release
+
+bench: ## the benches there are: make bench-NAME runs bench/NAME.py
+	@for bench in bench/*.py; do [ ! -f "$$bench" ] || basename "$$bench" .py | sed 's/_/-/g; s/^/  make bench-/'; done
+
+bench-%: ## one bench; ARGS="..." is passed on
+	@sh scripts/setup-system.sh demo
+	@sh scripts/setup-venv.sh test
+	@.venv/bin/python bench/$(subst -,_,$*).py $(ARGS)
+
+format: ## format the C sources with clang-format
+	@sh scripts/format.sh -i
+
+format-check: ## say which C sources are not formatted
+	@sh scripts/format.sh --dry-run --Werror
+
+clean: ## remove what was built here; .venv, the model and the wheels stay
+	rm -rf build
+
+distclean: clean ## remove .venv and the model too
+	rm -rf .venv .cache

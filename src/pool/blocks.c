@@ -1,0 +1,78 @@
+/* blocks.c - a block's states: one table of allowed moves, one function that moves. Called under the pool's lock
+ * by the engine's thread, and by the watcher for blocks that no step can read. */
+#include <errno.h>
+
+#include "os/os.h"
+#include "pool/pool.h"
+
+enum { E = 1 << PSI_BLOCK_EMPTY, R = 1 << PSI_BLOCK_RESIDENT, S = 1 << PSI_BLOCK_STORED, D = 1 << PSI_BLOCK_DROPPED };
+
+static const int allowed[] = {
+    [PSI_BLOCK_EMPTY] = R,
+    [PSI_BLOCK_RESIDENT] = S | D | E,
+    [PSI_BLOCK_STORED] = R | D | E, /* D: the store lost its bytes */
+    [PSI_BLOCK_DROPPED] = R | E,
+};
+
+static uint32_t *counter(psi_pool *pool, int state) {
+    switch (state) {
+    case PSI_BLOCK_RESIDENT: return &pool->resident;
+    case PSI_BLOCK_STORED: return &pool->stored;
+    case PSI_BLOCK_DROPPED: return &pool->dropped;
+    default: return NULL;
+    }
+}
+
+void psi_block_move(psi_pool *pool, uint32_t block, psi_block_state to) {
+    psi_block *b = &pool->block[block];
+    psi_block_state from = (psi_block_state)b->state;
+    if ((allowed[from] & (1 << to)) == 0) {
+        psi_log_line(psi_cache_log(pool->cache), PSI_LOG_ERROR, "defect: block %u of pool %s asked to move from state %d to %d",
+                     block, pool->name, (int)from, (int)to);
+        return;
+    }
+    uint32_t *out = counter(pool, from), *in = counter(pool, to);
+    if (out != NULL) {
+        *out -= 1;
+    }
+    if (in != NULL) {
+        *in += 1;
+    }
+    b->state = (uint8_t)to;
+    if (b->slot != PSI_SLOT_NONE && (to == PSI_BLOCK_EMPTY || to == PSI_BLOCK_DROPPED)) {
+        psi_store_free(pool->store, b->slot);
+        b->slot = PSI_SLOT_NONE;
+    }
+    if (to == PSI_BLOCK_EMPTY || to == PSI_BLOCK_RESIDENT) {
+        b->hidden = false;
+    }
+    if (pool->moved != NULL) {
+        pool->moved(pool->moved_user, block, from, to);
+    }
+}
+
+/* Says the first failure; the rest is counted in store_errors. */
+static void say_read_error(psi_pool *pool, uint32_t block, int error) {
+    pool->store_errors++;
+    psi_log_line(psi_cache_log(pool->cache), PSI_LOG_ERROR,
+                 "block %u of pool %s could not be read back from the store (error %d): it stays hidden; "
+                 "check the disk below PSI_CACHE_STORE_DIR",
+                 block, pool->name, -error);
+}
+
+int psi_block_bring_back(psi_pool *pool, uint32_t block) {
+    psi_block *b = &pool->block[block];
+    if (b->state != PSI_BLOCK_STORED) {
+        return b->state == PSI_BLOCK_DROPPED ? -ENOENT : 0;
+    }
+    int error = psi_store_read(pool->store, b->slot, pool->record);
+    if (error != 0) {
+        say_read_error(pool, block, error);
+        psi_block_move(pool, block, PSI_BLOCK_DROPPED);
+        return -EIO;
+    }
+    psi_layout_scatter(pool, block, pool->record);
+    psi_block_move(pool, block, PSI_BLOCK_RESIDENT); /* keeps its slot: it is clean, and goes again for free */
+    pool->restored_bytes += psi_layout_block_bytes(pool, block);
+    return 0;
+}

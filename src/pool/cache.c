@@ -1,0 +1,323 @@
+/* cache.c - the cache: opens signals and control, keeps the pools, answers for them. The watcher thread itself is in
+ * watcher.c. Lock order: registry, cache, pool; a pool's code takes none of the first two. */
+#include "pool/cache.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "os/os.h"
+
+static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
+static psi_cache *registry;
+static double process_high = -1, process_low = -1; /* psi_set_cache_limit; under registry_lock */
+static pthread_once_t fork_handlers = PTHREAD_ONCE_INIT;
+
+/* ---- fork: the child must not find a lock held by a thread that it does not have ---------------- */
+
+static void for_each_lock(int (*call)(pthread_mutex_t *)) {
+    for (psi_cache *cache = registry; cache != NULL; cache = cache->next) {
+        (void)call(&cache->lock);
+        for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
+            (void)call(&pool->lock);
+        }
+    }
+}
+
+static void before_fork(void) {
+    pthread_mutex_lock(&registry_lock);
+    for_each_lock(pthread_mutex_lock);
+}
+
+static void after_fork(void) {
+    for_each_lock(pthread_mutex_unlock);
+    pthread_mutex_unlock(&registry_lock);
+}
+
+static void add_fork_handlers(void) {
+    (void)pthread_atfork(before_fork, after_fork, after_fork);
+}
+
+/* ---- limits ----------------------------------------------------------------------------------- */
+
+int psi_set_cache_limits(double high, double low) {
+    if (!(low >= 0 && low < high && high <= 1)) {
+        return -EINVAL;
+    }
+    pthread_mutex_lock(&registry_lock);
+    process_high = high;
+    process_low = low;
+    for (psi_cache *cache = registry; cache != NULL; cache = cache->next) {
+        pthread_mutex_lock(&cache->lock);
+        psi_control_set_limits(&cache->control, high, low);
+        pthread_cond_signal(&cache->wake);
+        pthread_mutex_unlock(&cache->lock);
+    }
+    pthread_mutex_unlock(&registry_lock);
+    return 0;
+}
+
+int psi_set_cache_limit(double high) {
+    return psi_set_cache_limits(high, high * 3 / 7);
+}
+
+/* ---- open, close ------------------------------------------------------------------------------- */
+
+static void log_sources(const psi_cache *cache) {
+    size_t count = 0;
+    const psi_source *sources = psi_signal_sources(cache->signal, &count);
+    for (size_t i = 0; i < count; i++) {
+        if (sources[i].in_use) {
+            psi_log_line(&cache->settings.log, PSI_LOG_INFO, "source %s: %s", sources[i].name, sources[i].detail);
+        } else {
+            psi_log_line(&cache->settings.log, PSI_LOG_INFO, "source %s is missing: %s; %s", sources[i].name, sources[i].detail,
+                         sources[i].cure);
+        }
+    }
+}
+
+psi_cache *psi_cache_open(const psi_options *options) {
+    psi_cache *cache = calloc(1, sizeof(*cache));
+    if (cache == NULL) {
+        return NULL;
+    }
+    int error = psi_settings_resolve(&cache->settings, options);
+    if (error == 0) {
+        cache->signal = psi_signal_open(cache->settings.root, (psi_clock){0});
+        error = cache->signal == NULL ? -ENOMEM : 0;
+    }
+    if (error != 0) {
+        free(cache);
+        errno = -error;
+        return NULL;
+    }
+    cache->process_id = psi_os_process_id();
+    cache->store_left_bytes = cache->settings.store_max_bytes;
+    pthread_mutex_init(&cache->lock, NULL);
+    psi_os_condition_init(&cache->wake);
+    psi_control_init(&cache->control, &cache->settings.control);
+    atomic_init(&cache->headroom_bytes, UINT64_MAX);
+    log_sources(cache);
+    (void)pthread_once(&fork_handlers, add_fork_handlers);
+    pthread_mutex_lock(&registry_lock);
+    if (process_high >= 0) {
+        psi_control_set_limits(&cache->control, process_high, process_low);
+    }
+    cache->next = registry;
+    registry = cache;
+    pthread_mutex_unlock(&registry_lock);
+    return cache;
+}
+
+void psi_cache_close(psi_cache *cache) {
+    if (cache == NULL) {
+        return;
+    }
+    psi_watcher_stop(cache);
+    pthread_mutex_lock(&registry_lock);
+    psi_cache **link = &registry;
+    while (*link != NULL && *link != cache) {
+        link = &(*link)->next;
+    }
+    if (*link == cache) {
+        *link = cache->next;
+    }
+    pthread_mutex_unlock(&registry_lock);
+    psi_signal_close(cache->signal);
+    pthread_cond_destroy(&cache->wake);
+    pthread_mutex_destroy(&cache->lock);
+    free(cache);
+}
+
+/* ---- for the pools ----------------------------------------------------------------------------- */
+
+bool psi_is_forked_child(const psi_cache *cache) {
+    return cache->process_id != psi_os_process_id();
+}
+
+const psi_log *psi_cache_log(const psi_cache *cache) {
+    return &cache->settings.log;
+}
+
+const psi_policy *psi_cache_policy(const psi_cache *cache) {
+    return cache->settings.policy;
+}
+
+uint64_t psi_cache_floor_bytes(const psi_cache *cache) {
+    return cache->settings.floor_bytes;
+}
+
+bool psi_cache_refuses(const psi_cache *cache) {
+    return atomic_load(&cache->refuses);
+}
+
+bool psi_cache_is_pressed(const psi_cache *cache) {
+    return atomic_load(&cache->pressed);
+}
+
+uint64_t psi_cache_headroom_bytes(const psi_cache *cache) {
+    return atomic_load(&cache->headroom_bytes);
+}
+
+/* Each pool's store is a file of its own; together they stay below store_max_bytes. */
+int psi_cache_open_store(psi_cache *cache, psi_store **store, size_t record_bytes, uint32_t slots) {
+    if (strcmp(cache->settings.store, "none") == 0) {
+        return 0;
+    }
+    uint64_t want = (uint64_t)slots * record_bytes;
+    pthread_mutex_lock(&cache->lock);
+    uint64_t may = want < cache->store_left_bytes ? want : cache->store_left_bytes;
+    pthread_mutex_unlock(&cache->lock);
+    int error = psi_store_open(store, "file", cache->settings.store_dir, may, record_bytes, slots);
+    if (error == 0) {
+        pthread_mutex_lock(&cache->lock);
+        cache->store_left_bytes -= may;
+        pthread_mutex_unlock(&cache->lock);
+    }
+    return error;
+}
+
+void psi_cache_add_pool(psi_cache *cache, psi_pool *pool) {
+    pthread_mutex_lock(&cache->lock);
+    pool->next = cache->pools;
+    cache->pools = pool;
+    pthread_mutex_unlock(&cache->lock);
+    psi_watcher_start(cache);
+}
+
+void psi_cache_remove_pool(psi_cache *cache, psi_pool *pool) {
+    pthread_mutex_lock(&cache->lock);
+    psi_pool **link = &cache->pools;
+    while (*link != NULL && *link != pool) {
+        link = &(*link)->next;
+    }
+    if (*link == pool) {
+        *link = pool->next;
+    }
+    if (pool->store != NULL && cache->settings.store_max_bytes != UINT64_MAX) {
+        uint64_t bytes = (uint64_t)pool->blocks * pool->record_bytes;
+        uint64_t used = cache->settings.store_max_bytes - cache->store_left_bytes;
+        cache->store_left_bytes += bytes < used ? bytes : used;
+    }
+    pthread_mutex_unlock(&cache->lock);
+}
+
+/* ---- by hand ----------------------------------------------------------------------------------- */
+
+static void request(psi_cache *cache, uint32_t trim_permille, bool restore) {
+    pthread_mutex_lock(&cache->lock);
+    for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
+        if (trim_permille > 0) {
+            atomic_store(&pool->want_trim_permille, trim_permille);
+            atomic_store(&pool->want_restore_all, false);
+        }
+        if (restore) {
+            atomic_store(&pool->want_restore_all, true);
+            atomic_store(&pool->want_trim_permille, 0);
+        }
+    }
+    pthread_mutex_unlock(&cache->lock);
+}
+
+static int request_of(psi_cache *cache, uint32_t trim_permille, bool restore) {
+    if (cache != NULL) {
+        request(cache, trim_permille, restore);
+        return 0;
+    }
+    pthread_mutex_lock(&registry_lock);
+    for (psi_cache *each = registry; each != NULL; each = each->next) {
+        request(each, trim_permille, restore);
+    }
+    pthread_mutex_unlock(&registry_lock);
+    return 0;
+}
+
+int psi_cache_trim(psi_cache *cache, double share) {
+    if (!(share > 0 && share <= 1)) {
+        return -EINVAL;
+    }
+    uint32_t permille = (uint32_t)(share * 1000 + 0.5);
+    return request_of(cache, permille > 0 ? permille : 1, false);
+}
+
+int psi_cache_restore(psi_cache *cache) {
+    return request_of(cache, 0, true);
+}
+
+/* ---- what happened ----------------------------------------------------------------------------- */
+
+static void add_pool_stats(psi_stats *s, psi_pool *pool) {
+    pthread_mutex_lock(&pool->lock);
+    uint64_t bytes = pool->block_total_bytes;
+    s->capacity_bytes += pool->blocks * bytes;
+    s->resident_bytes += pool->resident * bytes;
+    s->stored_bytes += pool->stored * bytes;
+    s->dropped_bytes += pool->dropped * bytes;
+    s->trims += pool->trims;
+    s->restores += pool->restores;
+    s->refusals += pool->refusals;
+    s->trimmed_bytes += pool->trimmed_bytes;
+    s->restored_bytes += pool->restored_bytes;
+    s->store_errors += pool->store_errors;
+    s->steps = pool->step > s->steps ? pool->step : s->steps;
+    s->pools++;
+    pthread_mutex_unlock(&pool->lock);
+}
+
+/* Adds one cache; the first, or the one under more pressure, gives index, limits and headroom. */
+static void add_cache_stats(psi_stats *s, psi_cache *cache, bool first) {
+    pthread_mutex_lock(&cache->lock);
+    const psi_decision *d = &cache->decision;
+    const psi_reading *r = &cache->reading;
+    if (first || d->index > s->index) {
+        s->index = d->index;
+        s->index_stall = d->index_stall;
+        s->index_headroom = d->index_headroom;
+        s->index_forecast = d->index_forecast;
+        s->index_thrash = d->index_thrash;
+        s->high = cache->control.options.high;
+        s->low = cache->control.options.low;
+        s->headroom_bytes = (r->have & PSI_HAVE_HEADROOM) != 0 ? r->headroom_bytes : UINT64_MAX;
+        s->limit_bytes = (r->have & PSI_HAVE_HEADROOM) != 0 ? r->limit_bytes : UINT64_MAX;
+        s->fill_bytes_per_s = (r->have & PSI_HAVE_FILL) != 0 ? r->fill_bytes_per_s : 0;
+    }
+    for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
+        add_pool_stats(s, pool);
+    }
+    pthread_mutex_unlock(&cache->lock);
+}
+
+void psi_registry_stats(psi_stats *stats) {
+    pthread_mutex_lock(&registry_lock);
+    for (psi_cache *each = registry; each != NULL; each = each->next) {
+        add_cache_stats(stats, each, each == registry);
+    }
+    pthread_mutex_unlock(&registry_lock);
+}
+
+int psi_stats_read(psi_cache *cache, psi_stats *stats) {
+    if (stats == NULL || stats->size < sizeof(*stats)) {
+        return -EINVAL;
+    }
+    pthread_mutex_lock(&registry_lock);
+    bool any = registry != NULL;
+    pthread_mutex_unlock(&registry_lock);
+    if (cache == NULL && !any) {
+        return -ENODEV;
+    }
+    psi_stats made = {.size = sizeof(made)};
+    if (cache != NULL) {
+        add_cache_stats(&made, cache, true);
+    } else {
+        psi_registry_stats(&made);
+    }
+    *stats = made;
+    return 0;
+}
+
+#define QUOTE(x) #x
+#define VERSION(a, b, c) QUOTE(a) "." QUOTE(b) "." QUOTE(c)
+
+const char *psi_version(void) {
+    return VERSION(PSI_VERSION_MAJOR, PSI_VERSION_MINOR, PSI_VERSION_PATCH);
+}

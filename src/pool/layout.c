@@ -1,0 +1,156 @@
+/* layout.c - where a block's bytes lie in the planes, and which pages may go when blocks leave. Called under the
+ * pool's lock. A page goes back once every block on it is out of memory: so blocks need not be whole pages,
+ * and a transposed tensor, where a page holds many blocks' columns, follows the same rule. */
+#include <string.h>
+
+#include "os/os.h"
+#include "pool/pool.h"
+
+static uint32_t lane_of(const psi_pool *pool, uint32_t block) {
+    return block / pool->lane_blocks;
+}
+
+static const psi_plane *lane_planes(const psi_pool *pool, uint32_t lane) {
+    return &pool->planes[(size_t)lane * pool->planes_per_lane];
+}
+
+/* Bytes of the lane's block number `index` in one column: the last one may be short. */
+static size_t piece_bytes(const psi_plane *plane, uint32_t index) {
+    size_t start = index * plane->block_bytes;
+    size_t left = plane->column_bytes > start ? plane->column_bytes - start : 0;
+    return left < plane->block_bytes ? left : plane->block_bytes;
+}
+
+static unsigned char *column_at(const psi_plane *plane, size_t column) {
+    return (unsigned char *)plane->base + column * plane->column_stride_bytes;
+}
+
+size_t psi_layout_block_bytes(const psi_pool *pool, uint32_t block) {
+    const psi_plane *planes = lane_planes(pool, lane_of(pool, block));
+    size_t bytes = 0;
+    for (uint32_t p = 0; p < pool->planes_per_lane; p++) {
+        bytes += piece_bytes(&planes[p], block % pool->lane_blocks) * planes[p].columns;
+    }
+    return bytes;
+}
+
+void psi_layout_gather(const psi_pool *pool, uint32_t block, unsigned char *record) {
+    const psi_plane *planes = lane_planes(pool, lane_of(pool, block));
+    uint32_t index = block % pool->lane_blocks;
+    unsigned char *to = record;
+    for (uint32_t p = 0; p < pool->planes_per_lane; p++) {
+        size_t bytes = piece_bytes(&planes[p], index);
+        for (size_t c = 0; c < planes[p].columns; c++) {
+            memcpy(to, column_at(&planes[p], c) + index * planes[p].block_bytes, bytes);
+            to += bytes;
+        }
+    }
+    memset(to, 0, pool->record_bytes - (size_t)(to - record));
+}
+
+void psi_layout_scatter(psi_pool *pool, uint32_t block, const unsigned char *record) {
+    const psi_plane *planes = lane_planes(pool, lane_of(pool, block));
+    uint32_t index = block % pool->lane_blocks;
+    const unsigned char *from = record;
+    for (uint32_t p = 0; p < pool->planes_per_lane; p++) {
+        size_t bytes = piece_bytes(&planes[p], index);
+        for (size_t c = 0; c < planes[p].columns; c++) {
+            memcpy(column_at(&planes[p], c) + index * planes[p].block_bytes, from, bytes);
+            from += bytes;
+        }
+    }
+}
+
+static uintptr_t page_down(const psi_pool *pool, uintptr_t address) {
+    return address & ~(uintptr_t)(pool->page_bytes - 1);
+}
+
+static uintptr_t page_up(const psi_pool *pool, uintptr_t address) {
+    return page_down(pool, address + pool->page_bytes - 1);
+}
+
+/* A maximal row of blocks out of memory, [first, last], and the releasing ones' extent in it. */
+typedef struct psi_gap {
+    uint32_t first, last, releasing_first, releasing_last;
+} psi_gap;
+
+static void give_back_gap(psi_pool *pool, const psi_plane *planes, const psi_gap *gap) {
+    for (uint32_t p = 0; p < pool->planes_per_lane; p++) {
+        const psi_plane *plane = &planes[p];
+        for (size_t c = 0; c < plane->columns; c++) {
+            uintptr_t column = (uintptr_t)column_at(plane, c);
+            uintptr_t gap_from = page_up(pool, column + gap->first * plane->block_bytes);
+            uintptr_t gap_to = page_down(pool, column + gap->last * plane->block_bytes + piece_bytes(plane, gap->last));
+            uintptr_t from = page_down(pool, column + gap->releasing_first * plane->block_bytes);
+            uintptr_t to = page_up(pool, column + gap->releasing_last * plane->block_bytes + piece_bytes(plane, gap->releasing_last));
+            from = from > gap_from ? from : gap_from;
+            to = to < gap_to ? to : gap_to;
+            if (from < to) {
+                (void)psi_os_give_back((void *)from, to - from);
+            }
+        }
+    }
+}
+
+/* The next gap with something to release at or after *at; false when there is none. */
+static bool next_gap(psi_pool *pool, const psi_block *lane, uint32_t *at, psi_gap *gap) {
+    uint32_t i = *at;
+    while (i < pool->lane_blocks) {
+        if (lane[i].state == PSI_BLOCK_RESIDENT) {
+            i++;
+            continue;
+        }
+        bool any = false;
+        gap->first = i;
+        for (; i < pool->lane_blocks && lane[i].state != PSI_BLOCK_RESIDENT; i++) {
+            if (lane[i].releasing) {
+                gap->releasing_first = any ? gap->releasing_first : i;
+                gap->releasing_last = i;
+                any = true;
+            }
+        }
+        gap->last = i - 1;
+        if (any) {
+            *at = i;
+            return true;
+        }
+    }
+    return false;
+}
+
+void psi_layout_give_back(psi_pool *pool) {
+    for (uint32_t lane = 0; lane < pool->lanes; lane++) {
+        psi_block *blocks = &pool->block[(size_t)lane * pool->lane_blocks];
+        psi_gap gap;
+        for (uint32_t at = 0; next_gap(pool, blocks, &at, &gap);) {
+            give_back_gap(pool, lane_planes(pool, lane), &gap);
+            for (uint32_t i = gap.releasing_first; i <= gap.releasing_last; i++) {
+                blocks[i].releasing = false;
+            }
+        }
+    }
+}
+
+bool psi_layout_blocks_of(const psi_pool *pool, const psi_plane *plane, const void *address, size_t count, uint32_t *first,
+                          uint32_t *last) {
+    uintptr_t base = (uintptr_t)plane->base, from = (uintptr_t)address, to = from + count;
+    uintptr_t end = base + (plane->columns - 1) * plane->column_stride_bytes + plane->column_bytes;
+    from = from > base ? from : base;
+    to = to < end ? to : end;
+    if (from >= to) {
+        return false;
+    }
+    uint32_t lane_first = (uint32_t)((size_t)(plane - pool->planes) / pool->planes_per_lane) * pool->lane_blocks;
+    size_t stride = plane->columns > 1 ? plane->column_stride_bytes : SIZE_MAX;
+    if ((from - base) / stride != (to - 1 - base) / stride) { /* more than one column: any block may be meant */
+        *first = lane_first;
+        *last = lane_first + pool->lane_blocks - 1;
+        return true;
+    }
+    size_t in_column = (from - base) % stride;
+    *first = lane_first + (uint32_t)(in_column / plane->block_bytes);
+    *last = lane_first + (uint32_t)((in_column + (to - from) - 1) / plane->block_bytes);
+    uint32_t limit = lane_first + pool->lane_blocks - 1; /* columns may be padded */
+    *last = *last < limit ? *last : limit;
+    return *first <= *last;
+}

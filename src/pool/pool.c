@@ -1,0 +1,382 @@
+/* pool.c - a pool's life, its blocks' coming and going, and the safe point at which everything happens. From
+ * psi_pool_step a spike is followed to its pages: requests -> psi_trim -> psi_layout_give_back. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "os/os.h"
+#include "pool/pool.h"
+
+#define DEFAULT_BLOCK_BYTES 65536u
+
+static size_t round_up(size_t bytes, size_t to) {
+    return (bytes + to - 1) / to * to;
+}
+
+static void free_parts(psi_pool *pool) {
+    psi_store_close(pool->store);
+    if (pool->record != NULL) {
+        psi_os_unreserve(pool->record, pool->record_bytes);
+    }
+    psi_os_unreserve(pool->arena, pool->arena_bytes);
+    free(pool->planes);
+    free(pool->block);
+    free(pool->candidates);
+    free(pool);
+}
+
+static int plane_is_sound(const psi_plane *plane, uint32_t blocks) {
+    return plane->base != NULL && plane->block_bytes > 0 && plane->column_bytes <= plane->block_bytes * blocks &&
+           plane->column_bytes > plane->block_bytes * (blocks - 1) &&
+           (plane->columns <= 1 || plane->column_stride_bytes >= plane->column_bytes);
+}
+
+static int copy_planes(psi_pool *pool, const psi_pool_options *options) {
+    size_t count = (size_t)pool->lanes * pool->planes_per_lane;
+    for (size_t i = 0; i < count; i++) {
+        pool->planes[i] = options->planes[i];
+        if (pool->planes[i].columns == 0) {
+            pool->planes[i].columns = 1;
+        }
+        if (!plane_is_sound(&pool->planes[i], pool->lane_blocks)) {
+            psi_log_line(psi_cache_log(pool->cache), PSI_LOG_ERROR,
+                         "pool %s: plane %zu does not hold %u blocks (block_bytes %zu, column_bytes %zu): describe the tensor's rows",
+                         pool->name, i, pool->lane_blocks, pool->planes[i].block_bytes, pool->planes[i].column_bytes);
+            return -EINVAL;
+        }
+    }
+    return 0;
+}
+
+static void fill_blocks(psi_pool *pool) {
+    for (uint32_t i = 0; i < pool->blocks; i++) {
+        pool->block[i].slot = PSI_SLOT_NONE;
+    }
+    for (uint32_t lane = 0; lane < pool->lanes; lane++) {
+        size_t bytes = psi_layout_block_bytes(pool, lane * pool->lane_blocks);
+        pool->block_total_bytes = bytes > pool->block_total_bytes ? bytes : pool->block_total_bytes;
+    }
+}
+
+static void open_store(psi_pool *pool) {
+    int error = psi_cache_open_store(pool->cache, &pool->store, pool->record_bytes, pool->blocks);
+    if (error != 0) {
+        psi_log_line(psi_cache_log(pool->cache), PSI_LOG_WARN,
+                     "no store for pool %s (error %d): trimmed blocks are dropped; name a writable directory in PSI_CACHE_STORE_DIR",
+                     pool->name, -error);
+    }
+}
+
+static psi_pool *make(psi_cache *cache, const psi_pool_options *options, uint32_t lanes, uint32_t planes_per_lane) {
+    psi_pool *pool = calloc(1, sizeof(*pool));
+    if (pool == NULL) {
+        return NULL;
+    }
+    pool->cache = cache;
+    (void)snprintf(pool->name, sizeof(pool->name), "%s", options->name != NULL ? options->name : "pool");
+    pthread_mutex_init(&pool->lock, NULL);
+    pool->page_bytes = psi_os_page_bytes();
+    pool->lanes = lanes;
+    pool->lane_blocks = options->blocks;
+    pool->blocks = lanes * options->blocks;
+    pool->planes_per_lane = planes_per_lane;
+    pool->keep_first = options->keep_first != 0 ? options->keep_first : 1;
+    pool->keep_newest = options->keep_newest != 0 ? options->keep_newest : 2;
+    pool->moved = options->moved;
+    pool->moved_user = options->moved_user;
+    pool->policy = psi_cache_policy(cache);
+    pool->planes = calloc((size_t)lanes * planes_per_lane, sizeof(*pool->planes));
+    pool->block = calloc(pool->blocks, sizeof(*pool->block));
+    pool->candidates = calloc(pool->blocks, sizeof(*pool->candidates));
+    if (pool->planes == NULL || pool->block == NULL || pool->candidates == NULL) {
+        free_parts(pool);
+        errno = ENOMEM;
+        return NULL;
+    }
+    return pool;
+}
+
+static psi_pool *finish(psi_pool *pool, const psi_pool_options *options) {
+    fill_blocks(pool);
+    pool->record_bytes = round_up(pool->block_total_bytes, pool->page_bytes);
+    pool->record = psi_os_reserve(pool->record_bytes);
+    if (pool->record == NULL) {
+        free_parts(pool);
+        errno = ENOMEM;
+        return NULL;
+    }
+    uint64_t capacity = (uint64_t)pool->blocks * pool->block_total_bytes;
+    uint64_t set = options->floor_bytes != 0 ? options->floor_bytes : psi_cache_floor_bytes(pool->cache);
+    pool->floor_bytes = set != 0 ? set : capacity / 16;
+    open_store(pool);
+    psi_cache_add_pool(pool->cache, pool);
+    return pool;
+}
+
+static int options_are_sound(const psi_cache *cache, const psi_pool_options *options) {
+    return cache != NULL && options != NULL && options->size >= sizeof(psi_pool_options) && options->blocks > 0 &&
+           options->blocks < PSI_BLOCK_NONE;
+}
+
+psi_pool *psi_pool_create(psi_cache *cache, const psi_pool_options *options) {
+    if (!options_are_sound(cache, options)) {
+        errno = EINVAL;
+        return NULL;
+    }
+    psi_pool *pool = make(cache, options, 1, 1);
+    if (pool == NULL) {
+        return NULL;
+    }
+    size_t block_bytes = round_up(options->block_bytes != 0 ? options->block_bytes : DEFAULT_BLOCK_BYTES, pool->page_bytes);
+    size_t bytes = 0;
+    if (!__builtin_mul_overflow(block_bytes, (size_t)options->blocks, &bytes)) {
+        pool->arena = psi_os_reserve(bytes);
+    }
+    if (pool->arena == NULL) {
+        free_parts(pool);
+        errno = ENOMEM;
+        return NULL;
+    }
+    pool->arena_bytes = bytes;
+    pool->planes[0] = (psi_plane){.base = pool->arena, .block_bytes = block_bytes, .column_bytes = bytes, .columns = 1};
+    return finish(pool, options);
+}
+
+psi_pool *psi_pool_adopt(psi_cache *cache, const psi_pool_options *options) {
+    uint32_t lanes = options != NULL && options->lanes != 0 ? options->lanes : 1;
+    uint32_t blocks = 0;
+    if (!options_are_sound(cache, options) || options->planes == NULL || options->planes_per_lane == 0 ||
+        __builtin_mul_overflow(lanes, options->blocks, &blocks) || blocks == PSI_BLOCK_NONE) {
+        errno = EINVAL;
+        return NULL;
+    }
+    psi_pool *pool = make(cache, options, lanes, options->planes_per_lane);
+    if (pool == NULL) {
+        return NULL;
+    }
+    if (copy_planes(pool, options) != 0) {
+        free_parts(pool);
+        errno = EINVAL;
+        return NULL;
+    }
+    return finish(pool, options);
+}
+
+void psi_pool_destroy(psi_pool *pool) {
+    if (pool != NULL) {
+        psi_cache_remove_pool(pool->cache, pool);
+        pthread_mutex_destroy(&pool->lock);
+        free_parts(pool);
+    }
+}
+
+void *psi_block_address(const psi_pool *pool, psi_block_id block) {
+    if (pool == NULL || block >= pool->blocks) {
+        return NULL;
+    }
+    const psi_plane *plane = &pool->planes[(size_t)(block / pool->lane_blocks) * pool->planes_per_lane];
+    return (unsigned char *)plane->base + (size_t)(block % pool->lane_blocks) * plane->block_bytes;
+}
+
+psi_block_state psi_block_get_state(const psi_pool *pool, psi_block_id block) {
+    return block < pool->blocks ? (psi_block_state)pool->block[block].state : PSI_BLOCK_EMPTY;
+}
+
+/* Readies a block for writing; under the lock. */
+static int write_block(psi_pool *pool, psi_block_id block) {
+    psi_block *b = &pool->block[block];
+    int error = 0;
+    if (b->state == PSI_BLOCK_STORED) {
+        error = psi_block_bring_back(pool, block);
+    }
+    if (b->state == PSI_BLOCK_EMPTY) {
+        b->born = ++pool->births;
+    }
+    if (b->state != PSI_BLOCK_RESIDENT) {
+        psi_block_move(pool, block, PSI_BLOCK_RESIDENT);
+    }
+    if (b->slot != PSI_SLOT_NONE) { /* the store's copy is about to be wrong */
+        psi_store_free(pool->store, b->slot);
+        b->slot = PSI_SLOT_NONE;
+    }
+    b->written = b->used = pool->step + 1;
+    return error;
+}
+
+int psi_block_write(psi_pool *pool, psi_block_id block) {
+    if (pool == NULL || block >= pool->blocks) {
+        return -EINVAL;
+    }
+    pthread_mutex_lock(&pool->lock);
+    int error = write_block(pool, block);
+    pthread_mutex_unlock(&pool->lock);
+    return error;
+}
+
+void psi_block_used(psi_pool *pool, psi_block_id block) {
+    if (pool != NULL && block < pool->blocks) {
+        pthread_mutex_lock(&pool->lock);
+        pool->block[block].used = pool->step + 1;
+        pthread_mutex_unlock(&pool->lock);
+    }
+}
+
+int psi_pool_mark(psi_pool *pool, const unsigned char *marks) {
+    int lost = 0;
+    pthread_mutex_lock(&pool->lock);
+    for (uint32_t i = 0; i < pool->blocks; i++) {
+        if ((marks[i] & PSI_MARK_WRITE) != 0) {
+            lost += write_block(pool, i) == -EIO;
+        } else if ((marks[i] & PSI_MARK_USED) != 0) {
+            pool->block[i].used = pool->step + 1;
+        }
+    }
+    pthread_mutex_unlock(&pool->lock);
+    return lost;
+}
+
+void psi_pool_states(psi_pool *pool, unsigned char *states) {
+    pthread_mutex_lock(&pool->lock);
+    for (uint32_t i = 0; i < pool->blocks; i++) {
+        states[i] = pool->block[i].state;
+    }
+    pthread_mutex_unlock(&pool->lock);
+}
+
+int psi_block_restore(psi_pool *pool, psi_block_id block) {
+    if (pool == NULL || block >= pool->blocks) {
+        return -EINVAL;
+    }
+    pthread_mutex_lock(&pool->lock);
+    int error = psi_block_bring_back(pool, block);
+    pool->block[block].used = pool->step + 1;
+    pthread_mutex_unlock(&pool->lock);
+    return error;
+}
+
+static void *hand_out(psi_pool *pool, psi_block_id block, psi_block_id *id) {
+    pool->block[block].handed_out = true;
+    (void)write_block(pool, block);
+    if (id != NULL) {
+        *id = block;
+    }
+    return psi_block_address(pool, block);
+}
+
+void *psi_block_alloc(psi_pool *pool, psi_block_id *id) {
+    if (pool == NULL) {
+        errno = EINVAL;
+        return NULL;
+    }
+    void *address = NULL;
+    pthread_mutex_lock(&pool->lock);
+    int error = psi_cache_refuses(pool->cache) ? EAGAIN : ENOMEM;
+    if (error == EAGAIN) {
+        pool->refusals++;
+    }
+    for (uint32_t i = 0; error == ENOMEM && address == NULL && i < pool->blocks; i++) {
+        if (!pool->block[i].handed_out) {
+            address = hand_out(pool, i, id);
+        }
+    }
+    pthread_mutex_unlock(&pool->lock);
+    if (address == NULL) {
+        errno = error;
+    }
+    return address;
+}
+
+static void empty_block(psi_pool *pool, uint32_t block) {
+    psi_block *b = &pool->block[block];
+    if (b->state != PSI_BLOCK_EMPTY) {
+        b->releasing = b->state == PSI_BLOCK_RESIDENT;
+        psi_block_move(pool, block, PSI_BLOCK_EMPTY);
+    }
+    b->handed_out = b->pinned = false;
+    b->run = 0;
+}
+
+void psi_block_free(psi_pool *pool, psi_block_id block) {
+    if (pool != NULL && block < pool->blocks) {
+        pthread_mutex_lock(&pool->lock);
+        empty_block(pool, block);
+        psi_layout_give_back(pool);
+        pthread_mutex_unlock(&pool->lock);
+    }
+}
+
+void psi_pool_clear(psi_pool *pool) {
+    pthread_mutex_lock(&pool->lock);
+    for (uint32_t i = 0; i < pool->blocks; i++) {
+        empty_block(pool, i);
+        pool->block[i].releasing = true; /* the engine may have written where it did not say so */
+    }
+    psi_layout_give_back(pool);
+    pthread_mutex_unlock(&pool->lock);
+}
+
+/* Restores what a person asked for: all of it, wanted or not. */
+static int restore_all(psi_pool *pool) {
+    int moved = 0;
+    for (uint32_t i = 0; i < pool->blocks; i++) {
+        if (pool->block[i].state == PSI_BLOCK_STORED && psi_block_bring_back(pool, i) == 0) {
+            pool->block[i].used = pool->step;
+            moved++;
+        }
+    }
+    pool->restores += moved > 0;
+    return moved;
+}
+
+static uint64_t take_trim_request(psi_pool *pool) {
+    uint64_t bytes = atomic_exchange(&pool->want_trim_bytes, 0);
+    uint32_t permille = atomic_exchange(&pool->want_trim_permille, 0);
+    uint64_t by_hand = (uint64_t)pool->resident * pool->block_total_bytes / 1000 * permille;
+    return bytes > by_hand ? bytes : by_hand;
+}
+
+/* A step may bring back what it names, unless that would end it: then half of what is free. */
+static uint64_t wake_allowance_bytes(const psi_pool *pool) {
+    return psi_cache_is_pressed(pool->cache) ? psi_cache_headroom_bytes(pool->cache) / 2 : UINT64_MAX;
+}
+
+int psi_pool_step(psi_pool *pool) {
+    if (pool == NULL) {
+        return -EINVAL;
+    }
+    pthread_mutex_lock(&pool->lock);
+    uint64_t moves = pool->trimmed_bytes + pool->restored_bytes;
+    pool->step++;
+    pool->in_step = true;
+    if (!psi_is_forked_child(pool->cache)) {
+        (void)psi_wake_wanted(pool, wake_allowance_bytes(pool));
+        uint64_t trim = take_trim_request(pool);
+        uint64_t restore = atomic_exchange(&pool->want_restore_bytes, 0);
+        if (trim > 0) {
+            (void)psi_trim(pool, trim, PSI_TRIM_ALL);
+        } else if (atomic_exchange(&pool->want_restore_all, false)) {
+            (void)restore_all(pool);
+        } else if (restore > 0) {
+            (void)psi_regrow(pool, restore);
+        }
+    }
+    psi_trim_survey(pool);
+    moves = pool->trimmed_bytes + pool->restored_bytes - moves;
+    int blocks = (int)(moves / (pool->block_total_bytes != 0 ? pool->block_total_bytes : 1));
+    pthread_mutex_unlock(&pool->lock);
+    return blocks;
+}
+
+void psi_pool_step_end(psi_pool *pool) {
+    if (pool != NULL) {
+        pthread_mutex_lock(&pool->lock);
+        pool->in_step = false;
+        pool->step_end_us = psi_os_now_us();
+        pthread_mutex_unlock(&pool->lock);
+    }
+}
+
+int psi_pool_refuses(const psi_pool *pool) {
+    return pool != NULL && atomic_load(&pool->refuses);
+}

@@ -1,0 +1,115 @@
+/* pool.h - the pool's inside: blocks and their states, the memory they lie in, trims and restores. For the
+ * files of this room only. Everything below is guarded by pool->lock but for what says otherwise. */
+#ifndef PSI_POOL_H
+#define PSI_POOL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "policy/policy.h"
+#include "psicache.h"
+#include "store/store.h"
+
+typedef struct psi_block {
+    uint8_t state;      /* psi_block_state */
+    bool handed_out;    /* psi_block_alloc gave it away */
+    bool pinned;        /* psi_kv_malloc'ed: its owner is not told of moves, so it makes none */
+    bool hidden;        /* taken while a step wanted it: comes back when there is room, not at once */
+    bool releasing;     /* scratch of one trim */
+    uint32_t slot;      /* its copy in the store, the same bytes while RESIDENT (clean); PSI_SLOT_NONE */
+    uint32_t run;       /* blocks of the psi_kv_malloc run that starts here */
+    uint64_t born;      /* running number of its first write */
+    uint64_t written;   /* number of the step that wrote it last */
+    uint64_t used;      /* number of the step that read or wrote it last */
+} psi_block;
+
+struct psi_pool {
+    psi_pool *next;               /* in the cache's list, under the cache's lock */
+    psi_cache *cache;
+    char name[32];
+    pthread_mutex_t lock;
+    size_t page_bytes;
+    void *arena;                  /* own address space, or NULL when adopted */
+    size_t arena_bytes;
+    psi_plane *planes;            /* lane by lane */
+    uint32_t planes_per_lane, lanes, lane_blocks, blocks;
+    size_t block_total_bytes;     /* of one block over all its planes */
+    psi_block *block;
+    psi_candidate *candidates;    /* scratch, one a block */
+    unsigned char *record;        /* scratch: one block, page-aligned */
+    size_t record_bytes;
+    const psi_policy *policy;
+    psi_store *store;             /* NULL: could not be opened; as "none" */
+    uint32_t keep_first, keep_newest;
+    uint64_t floor_bytes;
+    psi_block_moved_fn moved;
+    void *moved_user;
+    uint64_t step;                /* the step that runs, or ran last */
+    bool in_step;
+    uint64_t step_end_us;
+    uint64_t births;
+    uint32_t resident, stored, dropped; /* blocks */
+    uint32_t hidden;              /* of the stored: blocks that the last step would have read */
+    uint64_t trims, restores, refusals, trimmed_bytes, restored_bytes, store_errors;
+    bool store_error_said;
+    /* Requests from the watcher and from other processes, taken at the next safe point; any thread. */
+    _Atomic uint64_t want_trim_bytes, want_restore_bytes;
+    _Atomic uint32_t want_trim_permille; /* by hand */
+    _Atomic bool want_restore_all;       /* by hand */
+    _Atomic bool refuses;
+    _Atomic bool may_drop;        /* a full store: lose the block rather than the process */
+    uint64_t evictable_bytes;     /* as of the last safe point */
+};
+
+/* What a trim may touch. */
+typedef enum psi_trim_scope {
+    PSI_TRIM_ASLEEP, /* blocks that the present step cannot read: any thread, at any time */
+    PSI_TRIM_ALL     /* those first, then the policy's choice of the rest: the engine's thread, at a safe point */
+} psi_trim_scope;
+
+/* layout.c: where a block's bytes are. */
+size_t psi_layout_block_bytes(const psi_pool *pool, uint32_t block);
+void psi_layout_gather(const psi_pool *pool, uint32_t block, unsigned char *record);
+void psi_layout_scatter(psi_pool *pool, uint32_t block, const unsigned char *record);
+/* Gives back every page on which nothing but blocks out of memory lie, next to blocks marked `releasing`, and
+ * takes the marks off. */
+void psi_layout_give_back(psi_pool *pool);
+/* The blocks that bytes [address, address + count) belong to, in one plane; false: none. */
+bool psi_layout_blocks_of(const psi_pool *pool, const psi_plane *plane, const void *address, size_t count, uint32_t *first,
+                          uint32_t *last);
+
+/* blocks.c: the states; the one function that moves a block. */
+void psi_block_move(psi_pool *pool, uint32_t block, psi_block_state to);
+int psi_block_bring_back(psi_pool *pool, uint32_t block);
+
+/* trim.c. Bytes given back; bytes restored. */
+uint64_t psi_trim(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope);
+uint64_t psi_regrow(psi_pool *pool, uint64_t want_bytes);
+uint64_t psi_wake_wanted(psi_pool *pool, uint64_t may_take_bytes);
+/* Counts anew what could go (evictable_bytes) and what waits to come back (hidden). */
+void psi_trim_survey(psi_pool *pool);
+
+/* cache.c: what a pool needs of its cache. */
+bool psi_cache_refuses(const psi_cache *cache);
+uint64_t psi_cache_headroom_bytes(const psi_cache *cache);
+bool psi_cache_is_pressed(const psi_cache *cache);
+const psi_policy *psi_cache_policy(const psi_cache *cache);
+int psi_cache_open_store(psi_cache *cache, psi_store **store, size_t record_bytes, uint32_t slots);
+void psi_cache_add_pool(psi_cache *cache, psi_pool *pool);
+void psi_cache_remove_pool(psi_cache *cache, psi_pool *pool);
+uint64_t psi_cache_floor_bytes(const psi_cache *cache);
+
+/* True in a child of fork(): the store's file and the numbers are the parent's. */
+bool psi_is_forked_child(const psi_cache *cache);
+
+/* log.c */
+typedef struct psi_log {
+    psi_log_fn fn;
+    void *user;
+    int level;
+} psi_log;
+void psi_log_line(const psi_log *log, psi_log_level level, const char *format, ...) __attribute__((format(printf, 3, 4)));
+const psi_log *psi_cache_log(const psi_cache *cache);
+
+#endif

@@ -1,0 +1,129 @@
+/* settings.c - one table-free, readable order: the caller's option, PSI_CACHE_<NAME>, the default. */
+#include "pool/settings.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *environment(const char *name) {
+    char full[64];
+    (void)snprintf(full, sizeof(full), "PSI_CACHE_%s", name);
+    const char *value = getenv(full);
+    return value != NULL && value[0] != '\0' ? value : NULL;
+}
+
+uint64_t psi_settings_bytes(const psi_log *log, const char *name, uint64_t fallback) {
+    const char *text = environment(name);
+    if (text == NULL) {
+        return fallback;
+    }
+    char *end = NULL;
+    errno = 0;
+    unsigned long long value = strtoull(text, &end, 10);
+    unsigned shift = 0;
+    if (*end != '\0') {
+        const char *suffixes = "KMGkmg";
+        const char *at = strchr(suffixes, *end);
+        shift = at != NULL ? 10u * (1u + (unsigned)(at - suffixes) % 3u) : 0;
+        end += at != NULL;
+    }
+    if (errno != 0 || end == text || *end != '\0' || text[0] == '-' || value > (UINT64_MAX >> shift)) {
+        psi_log_line(log, PSI_LOG_WARN, "PSI_CACHE_%s=%s is not a size (whole number, optional K, M or G): ignored", name, text);
+        return fallback;
+    }
+    return (uint64_t)value << shift;
+}
+
+static double share(const psi_log *log, const char *name, double fallback) {
+    const char *text = environment(name);
+    if (text == NULL) {
+        return fallback;
+    }
+    char *end = NULL;
+    double value = strtod(text, &end);
+    if (end == text || *end != '\0' || !(value >= 0 && value <= 1)) {
+        psi_log_line(log, PSI_LOG_WARN, "PSI_CACHE_%s=%s is not a number from 0 to 1: ignored", name, text);
+        return fallback;
+    }
+    return value;
+}
+
+static const char *text_of(const char *option, const char *name, const char *fallback) {
+    if (option != NULL) {
+        return option;
+    }
+    const char *value = environment(name);
+    return value != NULL ? value : fallback;
+}
+
+static uint64_t or_bytes(const psi_log *log, uint64_t option, const char *name, uint64_t fallback) {
+    return option != 0 ? option : psi_settings_bytes(log, name, fallback);
+}
+
+static void resolve_log(psi_settings *settings, const psi_options *o) {
+    settings->log = (psi_log){.fn = o->log, .user = o->log_user, .level = PSI_LOG_WARN};
+    const char *verbose = environment("VERBOSE");
+    if (verbose != NULL && verbose[0] >= '0' && verbose[0] <= '3' && verbose[1] == '\0') {
+        settings->log.level = verbose[0] - '0';
+    } else if (o->log != NULL) {
+        settings->log.level = PSI_LOG_INFO;
+    }
+}
+
+static void resolve_control(psi_settings *settings, const psi_options *o) {
+    const psi_log *log = &settings->log;
+    psi_control_options *c = &settings->control;
+    c->high = o->high > 0 ? o->high : share(log, "HIGH", 0.7);
+    c->low = o->low > 0 ? o->low : share(log, "LOW", c->high * 3 / 7);
+    c->trim_min = o->trim_min > 0 ? o->trim_min : share(log, "TRIM_MIN", 0.10);
+    c->trim_max = o->trim_max > 0 ? o->trim_max : share(log, "TRIM_MAX", 0.20);
+    c->dwell_us = or_bytes(log, o->dwell_us, "DWELL_US", 2000000);
+    c->horizon_us = or_bytes(log, o->horizon_us, "HORIZON_US", 500000);
+    c->reserve_bytes = or_bytes(log, o->reserve_bytes, "RESERVE_BYTES", 0);
+}
+
+static int check(const psi_settings *s) {
+    const psi_control_options *c = &s->control;
+    if (!(c->low >= 0 && c->low < c->high && c->high <= 1)) {
+        psi_log_line(&s->log, PSI_LOG_ERROR, "limits high %g, low %g: choose 0 <= low < high <= 1", c->high, c->low);
+        return -EINVAL;
+    }
+    if (!(c->trim_min > 0 && c->trim_min <= c->trim_max && c->trim_max <= 1)) {
+        psi_log_line(&s->log, PSI_LOG_ERROR, "trim_min %g, trim_max %g: choose 0 < trim_min <= trim_max <= 1", c->trim_min, c->trim_max);
+        return -EINVAL;
+    }
+    if (s->policy == NULL) {
+        psi_log_line(&s->log, PSI_LOG_ERROR, "unknown policy: choose fifo or lru");
+        return -EINVAL;
+    }
+    if (strcmp(s->store, "file") != 0 && strcmp(s->store, "none") != 0) {
+        psi_log_line(&s->log, PSI_LOG_ERROR, "unknown store \"%s\": choose file or none", s->store);
+        return -EINVAL;
+    }
+    return 0;
+}
+
+int psi_settings_resolve(psi_settings *settings, const psi_options *options) {
+    psi_options none = PSI_OPTIONS_INIT(psi_options);
+    const psi_options *o = options != NULL ? options : &none;
+    psi_settings made = {0};
+    if (o->size < sizeof(psi_options)) {
+        return -EINVAL;
+    }
+    resolve_log(&made, o);
+    resolve_control(&made, o);
+    made.floor_bytes = or_bytes(&made.log, o->floor_bytes, "FLOOR_BYTES", 0);
+    made.store_max_bytes = or_bytes(&made.log, o->store_max_bytes, "STORE_MAX_BYTES", UINT64_MAX);
+    made.policy = psi_policy_find(text_of(o->policy, "POLICY", NULL));
+    (void)snprintf(made.store, sizeof(made.store), "%s", text_of(o->store, "STORE", "file"));
+    (void)snprintf(made.store_dir, sizeof(made.store_dir), "%s", text_of(o->store_dir, "STORE_DIR", "/var/tmp"));
+    (void)snprintf(made.root, sizeof(made.root), "%s", text_of(o->root, "ROOT", ""));
+    const char *controller = environment("CONTROLLER");
+    made.controller = o->controller > 0 || (o->controller == 0 && (controller == NULL || strcmp(controller, "off") != 0));
+    int error = check(&made);
+    if (error == 0) {
+        *settings = made;
+    }
+    return error;
+}

@@ -1,0 +1,194 @@
+/* trim.c - which blocks go, and which come back. Called under the pool's lock: by the engine's thread at its safe
+ * point, and by the watcher for blocks asleep. No allocation on this path. */
+#include <errno.h>
+
+#include "os/os.h"
+#include "pool/pool.h"
+
+/* An idle engine's blocks count as asleep after this long: shorter than a user's pause, longer than the gap
+ * between two decode steps. */
+#define PSI_IDLE_US 100000u
+
+/* True when the step that runs (or, before a safe point, the one that comes) cannot read the block. */
+static bool is_asleep(const psi_pool *pool, const psi_block *b, psi_trim_scope scope) {
+    if (scope == PSI_TRIM_ASLEEP && !pool->in_step && pool->step > 0) {
+        bool idle = psi_os_now_us() - pool->step_end_us > PSI_IDLE_US;
+        return b->used < pool->step || (idle && b->used == pool->step);
+    }
+    return b->used < pool->step;
+}
+
+static bool can_go(const psi_pool *pool, const psi_block *b) {
+    return b->state == PSI_BLOCK_RESIDENT && !b->pinned && b->written < pool->step + (pool->in_step ? 0 : 1);
+}
+
+static bool is_kept(const psi_pool *pool, uint32_t block) {
+    const psi_block *b = &pool->block[block];
+    return block % pool->lane_blocks < pool->keep_first || pool->births - b->born < pool->keep_newest;
+}
+
+static size_t collect(psi_pool *pool, psi_trim_scope scope, bool asleep) {
+    size_t count = 0;
+    for (uint32_t i = 0; i < pool->blocks; i++) {
+        const psi_block *b = &pool->block[i];
+        if (!can_go(pool, b) || is_asleep(pool, b, scope) != asleep || (!asleep && is_kept(pool, i))) {
+            continue;
+        }
+        pool->candidates[count++] = (psi_candidate){.block = i, .born = b->born, .used = b->used};
+    }
+    psi_policy_heapify(pool->policy, pool->candidates, count);
+    return count;
+}
+
+/* A full store makes room by forgetting the copy of a block that is in memory. */
+static bool free_a_clean_copy(psi_pool *pool) {
+    for (uint32_t i = 0; i < pool->blocks; i++) {
+        psi_block *b = &pool->block[i];
+        if (b->state == PSI_BLOCK_RESIDENT && b->slot != PSI_SLOT_NONE) {
+            psi_store_free(pool->store, b->slot);
+            b->slot = PSI_SLOT_NONE;
+            return true;
+        }
+    }
+    return false;
+}
+
+static void say_write_error(psi_pool *pool, int error) {
+    pool->store_errors++;
+    if (pool->store_error_said) {
+        return;
+    }
+    pool->store_error_said = true;
+    bool full = error == -ENOSPC || error == -EFBIG;
+    psi_log_line(psi_cache_log(pool->cache), PSI_LOG_WARN, "the store of pool %s %s (error %d): blocks stay in memory, and are dropped where that would end the process; %s",
+                 pool->name, full ? "is full" : "cannot be written", -error,
+                 full ? "give it room with PSI_CACHE_STORE_MAX_BYTES or another PSI_CACHE_STORE_DIR" : "check the disk below PSI_CACHE_STORE_DIR");
+}
+
+/* Makes sure that the store has the block's bytes. 0, or why it has not. */
+static int clean(psi_pool *pool, uint32_t block) {
+    psi_block *b = &pool->block[block];
+    if (b->slot != PSI_SLOT_NONE) {
+        return 0;
+    }
+    psi_layout_gather(pool, block, pool->record);
+    int error = psi_store_write(pool->store, pool->record, &b->slot);
+    if (error == -ENOSPC && free_a_clean_copy(pool)) {
+        error = psi_store_write(pool->store, pool->record, &b->slot);
+    }
+    return error;
+}
+
+/* Takes one block out of memory: to the store; to nowhere, when the user chose no store. False: it stays. */
+static bool evict(psi_pool *pool, uint32_t block, bool asleep) {
+    psi_block *b = &pool->block[block];
+    if (pool->store == NULL) {
+        psi_block_move(pool, block, PSI_BLOCK_DROPPED);
+    } else {
+        int error = clean(pool, block);
+        if (error != 0) {
+            say_write_error(pool, error);
+        }
+        if (error != 0 && !atomic_load(&pool->may_drop)) {
+            return false;
+        }
+        psi_block_move(pool, block, error == 0 ? PSI_BLOCK_STORED : PSI_BLOCK_DROPPED);
+    }
+    b->hidden = !asleep;
+    b->releasing = true;
+    return true;
+}
+
+static uint64_t resident_bytes(const psi_pool *pool) {
+    return (uint64_t)pool->resident * pool->block_total_bytes;
+}
+
+static uint64_t take(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, bool asleep) {
+    size_t count = collect(pool, scope, asleep);
+    uint64_t given = 0;
+    while (count > 0 && given < want_bytes && resident_bytes(pool) > pool->floor_bytes) {
+        psi_candidate next = psi_policy_pop(pool->policy, pool->candidates, &count);
+        if (!evict(pool, next.block, asleep)) {
+            break;
+        }
+        given += psi_layout_block_bytes(pool, next.block);
+    }
+    return given;
+}
+
+uint64_t psi_trim(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope) {
+    uint64_t given = 0;
+    /* Without a store even a block asleep is lost to the sequence that wakes: not behind the engine's back. */
+    if (pool->store != NULL || scope == PSI_TRIM_ALL) {
+        given = take(pool, want_bytes, scope, true);
+    }
+    if (given < want_bytes && scope == PSI_TRIM_ALL) {
+        given += take(pool, want_bytes - given, scope, false);
+    }
+    if (given > 0) {
+        psi_layout_give_back(pool);
+        pool->trims++;
+        pool->trimmed_bytes += given;
+    }
+    return given;
+}
+
+void psi_trim_survey(psi_pool *pool) {
+    uint64_t bytes = 0;
+    pool->hidden = 0;
+    for (uint32_t i = 0; i < pool->blocks; i++) {
+        const psi_block *b = &pool->block[i];
+        if (b->state == PSI_BLOCK_RESIDENT && !b->pinned && (b->used < pool->step || !is_kept(pool, i))) {
+            bytes += pool->block_total_bytes;
+        }
+        pool->hidden += b->state == PSI_BLOCK_STORED && b->hidden && b->used >= pool->step;
+    }
+    uint64_t above = resident_bytes(pool) > pool->floor_bytes ? resident_bytes(pool) - pool->floor_bytes : 0;
+    pool->evictable_bytes = bytes < above ? bytes : above;
+}
+
+/* Blocks that went while nobody read them, and that the coming step reads: they come back before it runs. Past
+ * may_take_bytes they turn hidden instead, and wait for room like those that the policy took. */
+uint64_t psi_wake_wanted(psi_pool *pool, uint64_t may_take_bytes) {
+    uint64_t woken = 0;
+    for (uint32_t i = 0; i < pool->blocks; i++) {
+        psi_block *b = &pool->block[i];
+        if (b->state != PSI_BLOCK_STORED || b->hidden || b->used < pool->step) {
+            continue;
+        }
+        if (woken + pool->block_total_bytes > may_take_bytes) {
+            b->hidden = true;
+        } else if (psi_block_bring_back(pool, i) == 0) {
+            woken += pool->block_total_bytes;
+        }
+    }
+    return woken;
+}
+
+/* Brings hidden blocks back that the coming step would read, what the policy would take last first. */
+uint64_t psi_regrow(psi_pool *pool, uint64_t want_bytes) {
+    uint64_t restored = 0;
+    while (restored < want_bytes) {
+        uint32_t best = PSI_BLOCK_NONE;
+        psi_candidate best_candidate = {0};
+        for (uint32_t i = 0; i < pool->blocks; i++) {
+            const psi_block *b = &pool->block[i];
+            psi_candidate candidate = {.block = i, .born = b->born, .used = b->used};
+            if (b->state == PSI_BLOCK_STORED && b->hidden && b->used >= pool->step &&
+                (best == PSI_BLOCK_NONE || pool->policy->goes_before(&best_candidate, &candidate))) {
+                best = i;
+                best_candidate = candidate;
+            }
+        }
+        if (best == PSI_BLOCK_NONE) {
+            break;
+        }
+        if (psi_block_bring_back(pool, best) == 0) {
+            restored += pool->block_total_bytes;
+        }
+    }
+    if (restored > 0) {
+        pool->restores++;
+    }
+    return restored;
+}

@@ -1,0 +1,163 @@
+/* watcher.c - the one thread of a cache: reading -> decision -> bytes. It gives back at once what no step can read, and
+ * leaves the rest as a request that the engine's thread takes at its safe point. */
+#include <stdlib.h>
+
+#include "os/os.h"
+#include "pool/board.h"
+#include "pool/cache.h"
+
+/* A trim holds the pool's lock, for which the engine may wait: so in portions. */
+#define PORTION_BYTES (UINT64_C(2) << 20)
+#define PORTION_PAUSE_US 100u
+
+static void measure_demand(psi_cache *cache, psi_demand *demand) {
+    *demand = (psi_demand){0};
+    for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
+        pthread_mutex_lock(&pool->lock);
+        psi_trim_survey(pool);
+        demand->resident_bytes += (uint64_t)pool->resident * pool->block_total_bytes;
+        demand->evictable_bytes += pool->evictable_bytes;
+        demand->returnable_bytes += (uint64_t)pool->hidden * pool->block_total_bytes;
+        demand->pending_bytes += atomic_load(&pool->want_trim_bytes);
+        pthread_mutex_unlock(&pool->lock);
+    }
+}
+
+/* Gives back blocks that the present step cannot read. Returns what is left to be given. */
+static uint64_t trim_asleep(psi_cache *cache, uint64_t want_bytes) {
+    for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
+        while (want_bytes > 0) {
+            pthread_mutex_lock(&pool->lock);
+            uint64_t portion = want_bytes < PORTION_BYTES ? want_bytes : PORTION_BYTES;
+            uint64_t given = psi_trim(pool, portion, PSI_TRIM_ASLEEP);
+            pthread_mutex_unlock(&pool->lock);
+            want_bytes = given < want_bytes ? want_bytes - given : 0;
+            if (given == 0) {
+                break;
+            }
+            psi_os_pause_us(PORTION_PAUSE_US);
+        }
+    }
+    return want_bytes;
+}
+
+/* Asks each pool for its part of the rest. */
+static void ask_for_trim(psi_cache *cache, uint64_t want_bytes, uint64_t evictable_bytes) {
+    for (psi_pool *pool = cache->pools; pool != NULL && evictable_bytes > 0; pool = pool->next) {
+        double part = (double)pool->evictable_bytes / (double)evictable_bytes;
+        uint64_t bytes = (uint64_t)((double)want_bytes * (part < 1 ? part : 1));
+        (void)atomic_fetch_add(&pool->want_trim_bytes, bytes);
+    }
+}
+
+static void ask_for_restore(psi_cache *cache, uint64_t bytes) {
+    for (psi_pool *pool = cache->pools; pool != NULL && bytes > 0; pool = pool->next) {
+        uint64_t hidden = (uint64_t)pool->hidden * pool->block_total_bytes;
+        uint64_t part = hidden < bytes ? hidden : bytes;
+        if (part > 0) {
+            atomic_store(&pool->want_restore_bytes, part);
+            bytes -= part;
+        }
+    }
+}
+
+/* Pressure that went away takes its unanswered requests with it. */
+static void withdraw(psi_cache *cache) {
+    for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
+        atomic_store(&pool->want_trim_bytes, 0);
+    }
+}
+
+static void act(psi_cache *cache, const psi_decision *decision, const psi_demand *demand) {
+    bool pressed = decision->index > cache->control.options.high;
+    bool refuses = decision->refuse && demand->evictable_bytes == 0;
+    atomic_store(&cache->pressed, pressed);
+    atomic_store(&cache->refuses, refuses);
+    for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
+        atomic_store(&pool->refuses, refuses);
+        atomic_store(&pool->may_drop, decision->urgent);
+    }
+    if (decision->trim_bytes > 0) {
+        uint64_t left = trim_asleep(cache, decision->trim_bytes);
+        ask_for_trim(cache, left, demand->evictable_bytes);
+    } else if (!pressed) {
+        withdraw(cache);
+    }
+    ask_for_restore(cache, decision->restore_bytes);
+}
+
+static void take_requests(psi_cache *cache, psi_board *board) {
+    uint32_t permille = atomic_exchange(&board->trim_permille, 0);
+    bool restore = atomic_exchange(&board->restore, 0) != 0;
+    if (permille > 0 && permille <= 1000) {
+        (void)psi_cache_trim(cache, permille / 1000.0);
+    }
+    if (restore) {
+        (void)psi_cache_restore(cache);
+    }
+}
+
+static uint64_t watch_once(psi_cache *cache) {
+    psi_reading reading;
+    psi_demand demand;
+    psi_decision decision;
+    psi_signal_read(cache->signal, &reading);
+    pthread_mutex_lock(&cache->lock);
+    measure_demand(cache, &demand);
+    psi_control_decide(&cache->control, &reading, &demand, &decision);
+    cache->reading = reading;
+    cache->decision = decision;
+    atomic_store(&cache->headroom_bytes, (reading.have & PSI_HAVE_HEADROOM) != 0 ? reading.headroom_bytes : UINT64_MAX);
+    if (cache->settings.controller) {
+        act(cache, &decision, &demand);
+    }
+    pthread_mutex_unlock(&cache->lock);
+    return decision.sleep_us;
+}
+
+static void publish(psi_cache *cache) {
+    psi_board *board = psi_board_own();
+    psi_stats stats = {.size = sizeof(stats)};
+    take_requests(cache, board);
+    psi_registry_stats(&stats);
+    psi_board_write_stats(board, &stats);
+}
+
+static void *watch(void *argument) {
+    psi_cache *cache = argument;
+    bool stop = false;
+    while (!stop) {
+        uint64_t sleep_us = watch_once(cache);
+        publish(cache);
+        pthread_mutex_lock(&cache->lock);
+        if (!cache->stop) {
+            psi_os_condition_wait(&cache->wake, &cache->lock, sleep_us);
+        }
+        stop = cache->stop;
+        pthread_mutex_unlock(&cache->lock);
+    }
+    return NULL;
+}
+
+void psi_watcher_start(psi_cache *cache) {
+    pthread_mutex_lock(&cache->lock);
+    if (!cache->watching && !cache->stop) {
+        int error = psi_os_thread_start(&cache->watcher, watch, cache);
+        cache->watching = error == 0;
+        if (error != 0) {
+            psi_log_line(&cache->settings.log, PSI_LOG_WARN, "no watcher thread (error %d): nothing is trimmed by itself", -error);
+        }
+    }
+    pthread_mutex_unlock(&cache->lock);
+}
+
+void psi_watcher_stop(psi_cache *cache) {
+    pthread_mutex_lock(&cache->lock);
+    bool watching = cache->watching && !psi_is_forked_child(cache);
+    cache->stop = true;
+    pthread_cond_signal(&cache->wake);
+    pthread_mutex_unlock(&cache->lock);
+    if (watching) {
+        (void)pthread_join(cache->watcher, NULL);
+    }
+}

@@ -1,0 +1,104 @@
+/* store.c - the file store: fixed slots in one unlinked file, a checksum a slot kept in memory. Called under the
+ * pool's lock; allocates only when opened. */
+#include "store/store.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "os/os.h"
+#include "store/checksum.h"
+
+struct psi_store {
+    int descriptor; /* -1: kind "none" */
+    size_t record_bytes;
+    uint32_t slots, free_count;
+    uint32_t *free_slots; /* a stack; the lowest slot on top at first */
+    uint64_t *checksums;
+};
+
+static int open_file(psi_store *store, const char *directory, uint64_t max_bytes, uint32_t slots) {
+    uint64_t fit = max_bytes / store->record_bytes;
+    store->slots = fit < slots ? (uint32_t)fit : slots;
+    store->free_slots = calloc((size_t)store->slots + 1, sizeof(*store->free_slots));
+    store->checksums = calloc((size_t)store->slots + 1, sizeof(*store->checksums));
+    if (store->free_slots == NULL || store->checksums == NULL) {
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < store->slots; i++) {
+        store->free_slots[i] = store->slots - 1 - i;
+    }
+    store->free_count = store->slots;
+    store->descriptor = psi_os_open_unlinked(directory);
+    return store->descriptor < 0 ? store->descriptor : 0;
+}
+
+int psi_store_open(psi_store **store, const char *kind, const char *directory, uint64_t max_bytes, size_t record_bytes,
+                   uint32_t slots) {
+    int is_file = strcmp(kind, "file") == 0;
+    if ((!is_file && strcmp(kind, "none") != 0) || record_bytes == 0 || record_bytes % 4096 != 0) {
+        return -EINVAL;
+    }
+    psi_store *made = calloc(1, sizeof(*made));
+    if (made == NULL) {
+        return -ENOMEM;
+    }
+    made->descriptor = -1;
+    made->record_bytes = record_bytes;
+    int error = is_file ? open_file(made, directory, max_bytes, slots) : 0;
+    if (error != 0) {
+        psi_store_close(made);
+        return error;
+    }
+    *store = made;
+    return 0;
+}
+
+void psi_store_close(psi_store *store) {
+    if (store != NULL) {
+        psi_os_close(store->descriptor);
+        free(store->free_slots);
+        free(store->checksums);
+        free(store);
+    }
+}
+
+int psi_store_write(psi_store *store, const void *record, uint32_t *slot) {
+    if (store->descriptor < 0) {
+        return -ENOTSUP;
+    }
+    if (store->free_count == 0) {
+        return -ENOSPC;
+    }
+    uint32_t chosen = store->free_slots[store->free_count - 1];
+    uint64_t offset = (uint64_t)chosen * store->record_bytes;
+    int error = psi_os_write_at(store->descriptor, record, store->record_bytes, offset);
+    if (error != 0) {
+        return error;
+    }
+    psi_os_forget(store->descriptor, offset, store->record_bytes);
+    store->checksums[chosen] = psi_checksum(record, store->record_bytes);
+    store->free_count--;
+    *slot = chosen;
+    return 0;
+}
+
+int psi_store_read(psi_store *store, uint32_t slot, void *record) {
+    if (slot >= store->slots) {
+        return -EINVAL;
+    }
+    uint64_t offset = (uint64_t)slot * store->record_bytes;
+    int error = psi_os_read_at(store->descriptor, record, store->record_bytes, offset);
+    if (error != 0) {
+        return error;
+    }
+    psi_os_forget(store->descriptor, offset, store->record_bytes);
+    return psi_checksum(record, store->record_bytes) == store->checksums[slot] ? 0 : -EIO;
+}
+
+void psi_store_free(psi_store *store, uint32_t slot) {
+    if (slot < store->slots && store->free_count < store->slots) {
+        store->free_slots[store->free_count++] = slot;
+        psi_os_punch(store->descriptor, (uint64_t)slot * store->record_bytes, store->record_bytes);
+    }
+}

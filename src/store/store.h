@@ -1,0 +1,30 @@
+/* store.h - where evicted bytes rest. Records of one fixed size a store; a record comes back exactly as it
+ * was written, or not at all. Knows nothing of pressure or blocks. One caller at a time (the pool's lock). */
+#ifndef PSI_STORE_H
+#define PSI_STORE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define PSI_SLOT_NONE UINT32_MAX
+
+typedef struct psi_store psi_store;
+
+/* "file": an unlinked file of mode 0600 in `directory`, at most max_bytes long. "none": every write answers
+ * -ENOTSUP. record_bytes must be a multiple of 4096. `slots` is the most records that will ever be needed.
+ * *store is set on success. Errors: -EINVAL (kind), -ENOMEM, or why the directory cannot be used. */
+int psi_store_open(psi_store **store, const char *kind, const char *directory, uint64_t max_bytes, size_t record_bytes,
+                   uint32_t slots);
+void psi_store_close(psi_store *store);
+
+/* Writes a record from page-aligned memory and names its slot. -ENOSPC when the store or the disk is full,
+ * -ENOTSUP for kind "none", else the system's error; nothing is used then. */
+int psi_store_write(psi_store *store, const void *record, uint32_t *slot);
+
+/* Reads it back to page-aligned memory. -EIO also when the bytes are not those that were written. */
+int psi_store_read(psi_store *store, uint32_t slot, void *record);
+
+/* Forgets a record; its slot is used again. PSI_SLOT_NONE is ignored. */
+void psi_store_free(psi_store *store, uint32_t slot);
+
+#endif

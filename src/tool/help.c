@@ -1,0 +1,104 @@
+/* help.c - the command's words: the overview on one screen, and one text a subcommand. The third depth is
+ * man/psi-cache.1. */
+#include <stdarg.h>
+#include <string.h>
+
+#include "tool/tool.h"
+
+static const char the_overview[] =
+    "psi-cache - run a language model whose KV cache gives memory back under pressure\n"
+    "\n"
+    "usage: psi-cache run [options] -- COMMAND...   start an engine with an elastic cache\n"
+    "       psi-cache status [PID]                  what the engines under it do now\n"
+    "       psi-cache trim PID|all [SHARE]          give a share of the cache back now\n"
+    "       psi-cache restore PID|all               bring back what was stored\n"
+    "       psi-cache doctor [FILE...]              what this machine offers, what is missing, and the cure\n"
+    "       psi-cache help SUBCOMMAND | --version\n"
+    "\n"
+    "examples:\n"
+    "  psi-cache doctor\n"
+    "  psi-cache run -- llama-server -m model.gguf -c 32768\n"
+    "  psi-cache run --high 0.6 --store-dir /var/lib/psi -- python3 app.py\n"
+    "  psi-cache status --watch\n"
+    "\n"
+    "More: psi-cache help run, man psi-cache\n";
+
+static const char the_run[] =
+    "usage: psi-cache run [options] -- COMMAND [ARGUMENT...]\n"
+    "\n"
+    "Starts COMMAND with libpsicache-llama.so preloaded. An engine that is not understood runs untouched and\n"
+    "says so in one line. The exit status is COMMAND's; 125: psi-cache could not do its part, 126: COMMAND\n"
+    "cannot be executed, 127: it is not found, 2: wrong options.\n"
+    "\n"
+    "  --high INDEX        trim above this pressure index, 0 to 1 (default 0.7)\n"
+    "  --low INDEX         regrow below this one (default 3/7 of high, so 0.3)\n"
+    "  --policy NAME       which blocks go first: fifo (default) or lru\n"
+    "  --store KIND        where trimmed blocks rest: file (default), or none: they are dropped\n"
+    "  --store-dir DIR     directory of the store, on a disk (default /var/tmp)\n"
+    "  --store-max SIZE    upper size of the store (default: the cache's capacity)\n"
+    "  --floor SIZE        never trim a cache below this (default 1/16 of its capacity)\n"
+    "  --reserve SIZE      memory to keep free (default 1/16 of the limit, 16M to 256M)\n"
+    "  --block-cells N     tokens a block (default: chosen from the page size)\n"
+    "  --controller on|off off: pages are committed as they are written, nothing is trimmed by itself\n"
+    "  -v, --verbose       say what is done (twice: with every detail)\n"
+    "  -q, --quiet         say errors only\n"
+    "\n"
+    "SIZE is in bytes, or with K, M or G. Each option is an environment variable too: PSI_CACHE_HIGH, _LOW,\n"
+    "_POLICY, _STORE, _STORE_DIR, _STORE_MAX_BYTES, _FLOOR_BYTES, _RESERVE_BYTES, _BLOCK_CELLS, _CONTROLLER,\n"
+    "_VERBOSE (0 errors to 3 debug). PSI_CACHE_LIB_DIR: where the library is.\n";
+
+static const char the_doctor[] =
+    "usage: psi-cache doctor [--json] [FILE...]\n"
+    "\n"
+    "Looks at what this machine offers (pressure signals, memory limit, store, rights, llama.cpp builds), says\n"
+    "what is missing and what would cure it. FILE: an executable or library of an engine, to be checked too.\n"
+    "Options of the store are taken from the environment (PSI_CACHE_STORE_DIR).\n"
+    "Exit status: 0 usable, 1 usable with limits, 2 not usable.\n";
+
+static const char the_status[] =
+    "usage: psi-cache status [PID] [--json] [--watch]\n"
+    "\n"
+    "Shows the processes of this user that run under psi-cache, or one of them: the pressure index and what it\n"
+    "is made of, headroom, and the cache. --watch: again each second. --json: one line an answer, bytes and\n"
+    "shares as numbers, null where a source is missing.\n"
+    "Exit status: 0 something was shown, 1 no such process, 2 wrong use.\n";
+
+static const char the_trim[] =
+    "usage: psi-cache trim PID|all [SHARE]\n"
+    "\n"
+    "Asks for SHARE (above 0, up to 1; default 0.15) of the resident cache to be given back at the engine's next\n"
+    "safe point, waits up to 2 s and says what came of it. An idle engine may take the request only with its\n"
+    "next step.\n"
+    "Exit status: 0 taken, 1 not taken in time or no such process, 2 wrong use.\n";
+
+static const char the_restore[] =
+    "usage: psi-cache restore PID|all\n"
+    "\n"
+    "Asks for all that is stored to be read back at the engine's next safe point, waits up to 2 s and says what\n"
+    "came of it. Under pressure it is given back again: the controller goes on.\n"
+    "Exit status: 0 taken, 1 not taken in time or no such process, 2 wrong use.\n";
+
+static const struct {
+    const char *name, *text;
+} the_texts[] = {
+    {"run", the_run}, {"doctor", the_doctor}, {"status", the_status}, {"trim", the_trim}, {"restore", the_restore},
+};
+
+bool tool_help(FILE *out, const char *subcommand) {
+    if (!subcommand)
+        return fputs(the_overview, out) >= 0;
+    for (size_t i = 0; i < sizeof the_texts / sizeof *the_texts; i++)
+        if (strcmp(subcommand, the_texts[i].name) == 0)
+            return fputs(the_texts[i].text, out) >= 0;
+    return false;
+}
+
+int tool_usage_error(const char *subcommand, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    fprintf(stderr, "psi-cache %s: ", subcommand);
+    vfprintf(stderr, format, arguments);
+    fprintf(stderr, "\nsee psi-cache help %s\n", subcommand);
+    va_end(arguments);
+    return TOOL_USAGE;
+}
