@@ -35,6 +35,14 @@ def _write(path, text):
         os.close(descriptor)
 
 
+def _try_write(path, text):
+    """For what a kernel without swap accounting does not have."""
+    try:
+        _write(path, text)
+    except OSError:
+        pass
+
+
 def _keyed(path, key):
     """The number behind `key` in a file of 'key number' lines; None without file or key."""
     try:
@@ -106,17 +114,10 @@ class MemoryGroup:
         try:
             os.mkdir(directory)
             self.v1 = directory
-            if self.limit_bytes is not None:
-                _write(directory + "/memory.limit_in_bytes", self.limit_bytes)
+            self.set_limit(self.limit_bytes)
         except OSError as error:
             raise NoRights("no memory limit (%s); %s" % (_why(error), CURE)) from None
-        # Memory and swap together limited to the same number: nothing of the group goes to swap.
-        for name, value in (("memory.memsw.limit_in_bytes", self.limit_bytes), ("memory.swappiness", 0)):
-            try:
-                if value is not None:
-                    _write(directory + "/" + name, value)
-            except OSError:
-                pass  # not there without swap accounting
+        _try_write(directory + "/memory.swappiness", 0)
 
     def _make_v2(self, mount):
         if self.v1 is not None:  # only for the group's memory.pressure; losing it costs no limit
@@ -144,13 +145,21 @@ class MemoryGroup:
         directory = os.path.join(parent, self.name)
         os.mkdir(directory)
         self.v2 = directory
-        if self.limit_bytes is not None:
-            _write(directory + "/memory.max", self.limit_bytes)
         self.v2_limits = True
-        try:
-            _write(directory + "/memory.swap.max", 0)
-        except OSError:
-            pass
+        self.set_limit(self.limit_bytes)
+        _try_write(directory + "/memory.swap.max", 0)
+
+    def set_limit(self, limit_bytes):
+        """Sets or lowers the limit of the living group; None leaves it without one."""
+        self.limit_bytes = limit_bytes
+        if limit_bytes is None:
+            return
+        if self.v1 is not None:
+            _write(self.v1 + "/memory.limit_in_bytes", limit_bytes)
+            # Memory and swap together get the same limit: nothing of the group goes to swap.
+            _try_write(self.v1 + "/memory.memsw.limit_in_bytes", limit_bytes)
+        else:
+            _write(self.v2 + "/memory.max", limit_bytes)
 
     def _delegated_parent(self, mount):
         """Our own group, where it was handed to us. A v2 group with limits below it may hold no

@@ -14,6 +14,7 @@ compare() { # LIBRARY EXPORTED
     failed=1
     printf '%s does not export what %s declares:\n' "$1" "$header"
     printf '%s\n' "$wanted" "$2" | sort | uniq -u | sed 's/^/  differs: /'
+    printf 'a new function needs its line in src/psicache.map\n'
 }
 
 compare "$core" "$(exported "$core")"

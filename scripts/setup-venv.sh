@@ -44,13 +44,10 @@ if ! made project "$sources"; then
 fi
 
 # ---- The engines.
-if [ -n "$engines" ]; then
-    # shellcheck disable=SC2086 # a list of words
-    sh scripts/engine-wheels.sh $engines || exit 1
-fi
 for package in $engines; do
     made "$package" 1 && continue
     name=${package%%==*}
+    sh scripts/engine-wheels.sh "$package" || exit 1
     wheel=$(sh scripts/engine-wheel-path.sh "$package") || fail "no wheel of $package in $WHEELS"
     sh scripts/step.sh "install-$name" "installing $name into .venv" "$network" \
         "$VENV_PYTHON" -m pip install --quiet "$wheel" || exit 1

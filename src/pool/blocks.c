@@ -14,7 +14,7 @@ static const int allowed[] = {
     [PSI_BLOCK_DROPPED] = R | E,
 };
 
-static uint32_t *counter(psi_pool *pool, int state) {
+static uint32_t *counter(psi_pool *pool, psi_block_state state) {
     switch (state) {
     case PSI_BLOCK_RESIDENT: return &pool->resident;
     case PSI_BLOCK_STORED: return &pool->stored;

@@ -180,7 +180,14 @@ void *psi_block_address(const psi_pool *pool, psi_block_id block) {
 }
 
 psi_block_state psi_block_get_state(const psi_pool *pool, psi_block_id block) {
-    return block < pool->blocks ? (psi_block_state)pool->block[block].state : PSI_BLOCK_EMPTY;
+    if (pool == NULL || block >= pool->blocks) {
+        return PSI_BLOCK_EMPTY;
+    }
+    pthread_mutex_t *lock = (pthread_mutex_t *)&pool->lock; /* a lock is no part of what const promises */
+    pthread_mutex_lock(lock);
+    psi_block_state state = (psi_block_state)pool->block[block].state;
+    pthread_mutex_unlock(lock);
+    return state;
 }
 
 /* Readies a block for writing; under the lock. */

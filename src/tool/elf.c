@@ -118,7 +118,7 @@ void tool_elf_read(const char *path, tool_elf *elf) {
         const ElfW(Phdr) *interpreter = segment(&file, PT_INTERP);
         const char *name = interpreter ? at(&file, interpreter->p_offset, interpreter->p_filesz, 1) : NULL;
         if (name)
-            snprintf(elf->interpreter, sizeof elf->interpreter, "%.*s", (int)(interpreter->p_filesz & 0xff), name);
+            snprintf(elf->interpreter, sizeof elf->interpreter, "%.*s", (int)(interpreter->p_filesz < 255 ? interpreter->p_filesz : 255), name);
         elf->is_executable = name != NULL;
         /* A static PIE has a dynamic section and no interpreter, just as a library; its flags tell. A
          * library that is looked at by name has a DT_SONAME or is at least called .so. */

@@ -1,0 +1,375 @@
+/* graph.c - reads a step's graph and makes it the pool's safe point. Called on the engine's thread for each step, between the
+ * filling of its inputs and its computation. SET_ROWS nodes say which cells are written; attention nodes lead to K, which
+ * names the cache, and to the input mask, whose columns are cells. */
+#include "engine/llama/graph.h"
+
+#include <math.h>
+#include <string.h>
+
+static const tensor *root_of(const tensor *t) {
+    return t->view_src != NULL ? t->view_src : t;
+}
+
+static psi_kv *kv_of(const tensor *t, const kv_tensor **which) {
+    const tensor *root = root_of(t);
+    return root->data != NULL ? psi_kv_of_address(root->data, which) : NULL;
+}
+
+static void give_up(psi_kv *kv, const char *why) {
+    if (!kv->given_up) {
+        kv->given_up = true;
+        psi_llama_say(PSI_LOG_WARN, "%s: this cache is committed lazily, but never trimmed", why);
+    }
+}
+
+static bool add_kv(psi_llama_step *step, psi_kv *kv) {
+    for (uint32_t i = 0; i < step->kv_count; i++) {
+        if (step->kvs[i] == kv) {
+            return true;
+        }
+    }
+    if (step->kv_count == STEP_MAX_KVS) {
+        return false;
+    }
+    memset(kv->marks, 0, kv->blocks);
+    kv->wrote = false;
+    step->kvs[step->kv_count++] = kv;
+    return true;
+}
+
+/* ---- Writes ------------------------------------------------------------------------------------ */
+
+static void note_written(psi_kv *kv, const tensor *indices) {
+    int64_t count = indices->ne[0];
+    for (int64_t i = 0; i < count; i++) {
+        int64_t cell = indices->type == TYPE_I64 ? ((const int64_t *)indices->data)[i] : ((const int32_t *)indices->data)[i];
+        if (cell >= 0) {
+            psi_kv_note_cell(kv, (uint64_t)cell);
+        }
+    }
+}
+
+typedef struct written {
+    const tensor *indices[STEP_MAX_KVS]; /* all layers of a cache share one: read it once */
+    uint32_t count;
+} written;
+
+static bool is_new(written *seen, const tensor *indices) {
+    for (uint32_t i = 0; i < seen->count; i++) {
+        if (seen->indices[i] == indices) {
+            return false;
+        }
+    }
+    if (seen->count < STEP_MAX_KVS) {
+        seen->indices[seen->count++] = indices;
+    }
+    return true;
+}
+
+static void read_set_rows(psi_llama_step *step, written *seen, const tensor *node) {
+    const kv_tensor *which = NULL;
+    psi_kv *kv = kv_of(node, &which);
+    const tensor *indices = node->src[1];
+    if (kv == NULL || which == NULL || kv->given_up) {
+        return;
+    }
+    if (!add_kv(step, kv) || indices == NULL || indices->data == NULL || (indices->type != TYPE_I64 && indices->type != TYPE_I32)) {
+        give_up(kv, "a graph that writes its cache in a way not known here");
+        return;
+    }
+    if (which->is_key) {
+        if (is_new(seen, indices)) {
+            note_written(kv, indices);
+        }
+    } else if (kv->pool == NULL) {
+        psi_kv_open_pool(kv, node->ne[0] == 1); /* a transposed V is written element by element */
+    }
+}
+
+/* ---- Masks ------------------------------------------------------------------------------------- */
+
+/* From the mask that an attention node reads back to the input that the engine filled. */
+static tensor *mask_input(const psi_abi *abi, tensor *mask) {
+    for (int depth = 0; mask != NULL && depth < 8; depth++) {
+        if (mask->op == abi->op_none) {
+            return mask;
+        }
+        bool passes = mask->op == abi->op_cpy || mask->op == abi->op_cont || mask->op == abi->op_dup || mask->op == abi->op_reshape ||
+                      (mask->op == abi->op_view && mask->view_offs == 0);
+        if (!passes) {
+            return NULL;
+        }
+        mask = mask->src[0];
+    }
+    return NULL;
+}
+
+/* The K that an attention node's scores come from. For SOFT_MAX the way leads through scaling and capping to K*Q. */
+static const tensor *key_of(const psi_abi *abi, const tensor *node) {
+    if (node->op == abi->op_flash_attn) {
+        return node->src[1];
+    }
+    const tensor *t = node->src[0];
+    for (int depth = 0; t != NULL && depth < 8; depth++) {
+        if (t->op == abi->op_mul_mat) {
+            return t->src[0];
+        }
+        t = t->src[0];
+    }
+    return NULL;
+}
+
+/* The cache tensor behind K, which may be cast or copied on its way. */
+static psi_kv *kv_behind(const tensor *key, const kv_tensor **which, const tensor **view) {
+    for (int depth = 0; key != NULL && depth < 8; depth++) {
+        psi_kv *kv = kv_of(key, which);
+        if (kv != NULL) {
+            *view = key;
+            return kv;
+        }
+        key = key->src[0];
+    }
+    return NULL;
+}
+
+static void read_attention(psi_llama_step *step, const psi_abi *abi, const tensor *node) {
+    const kv_tensor *which = NULL;
+    const tensor *view = NULL;
+    psi_kv *kv = kv_behind(key_of(abi, node), &which, &view);
+    if (kv == NULL || which == NULL || kv->given_up) {
+        return;
+    }
+    tensor *mask = mask_input(abi, node->op == abi->op_flash_attn ? node->src[3] : node->src[1]);
+    uint32_t first_stream = (uint32_t)((size_t)((const unsigned char *)view->data - which->data) / which->t->nb[2]);
+    for (uint32_t i = 0; i < step->mask_count; i++) {
+        if (step->masks[i].mask == mask && step->masks[i].kv == kv) {
+            return;
+        }
+    }
+    bool good = mask != NULL && mask->data != NULL && (mask->type == TYPE_F32 || mask->type == TYPE_F16) && mask->ne[0] <= kv->cells &&
+                first_stream + (uint64_t)mask->ne[3] <= kv->streams;
+    if (!good || !add_kv(step, kv) || step->mask_count == STEP_MAX_MASKS) {
+        give_up(kv, "a graph whose attention mask was not found");
+        return;
+    }
+    step->masks[step->mask_count++] = (step_mask){mask, kv, first_stream};
+}
+
+static bool is_hidden_value(const tensor *mask, const unsigned char *at) {
+    if (mask->type == TYPE_F16) {
+        uint16_t bits;
+        memcpy(&bits, at, sizeof(bits));
+        return bits == 0xfc00; /* -inf */
+    }
+    float value;
+    memcpy(&value, at, sizeof(value));
+    return isinf(value) && value < 0;
+}
+
+/* True when any token of the step sees any of the columns [first, last). */
+static bool any_visible(const tensor *mask, int64_t stream, uint32_t first, uint32_t last) {
+    const unsigned char *base = (const unsigned char *)mask->data + (size_t)stream * mask->nb[3];
+    for (int64_t row = 0; row < mask->ne[1]; row++) {
+        for (uint32_t column = first; column < last; column++) {
+            if (!is_hidden_value(mask, base + (size_t)row * mask->nb[1] + column * mask->nb[0])) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+static void hide_columns(tensor *mask, int64_t stream, uint32_t first, uint32_t last) {
+    const uint16_t half = 0xfc00;
+    const float single = -INFINITY;
+    unsigned char *base = (unsigned char *)mask->data + (size_t)stream * mask->nb[3];
+    for (int64_t row = 0; row < mask->ne[1]; row++) {
+        for (uint32_t column = first; column < last; column++) {
+            unsigned char *at = base + (size_t)row * mask->nb[1] + column * mask->nb[0];
+            if (mask->type == TYPE_F16) {
+                memcpy(at, &half, sizeof(half));
+            } else {
+                memcpy(at, &single, sizeof(single));
+            }
+        }
+    }
+}
+
+/* Calls `visit` for each block of the mask's streams with its columns, cut at the mask's end. */
+typedef void (*visit_fn)(const step_mask *m, int64_t stream, uint32_t block, uint32_t first, uint32_t last);
+
+static void for_each_block(const step_mask *m, visit_fn visit) {
+    const psi_kv *kv = m->kv;
+    uint32_t columns = (uint32_t)m->mask->ne[0];
+    for (int64_t s = 0; s < m->mask->ne[3]; s++) {
+        uint32_t block = (m->first_stream + (uint32_t)s) * kv->stream_blocks;
+        for (uint32_t first = 0; first < columns; first += kv->block_cells, block++) {
+            uint32_t last = first + kv->block_cells < columns ? first + kv->block_cells : columns;
+            visit(m, s, block, first, last);
+        }
+    }
+}
+
+static void mark_visible(const step_mask *m, int64_t stream, uint32_t block, uint32_t first, uint32_t last) {
+    psi_kv *kv = m->kv;
+    if (kv->marks[block] == 0 && kv->states[block] != PSI_BLOCK_EMPTY && any_visible(m->mask, stream, first, last)) {
+        kv->marks[block] = PSI_MARK_USED;
+    }
+}
+
+static void hide_lost_cells(const step_mask *m, int64_t stream, uint32_t first, uint32_t last) {
+    const psi_kv *kv = m->kv;
+    uint64_t row = (uint64_t)(m->first_stream + (uint32_t)stream) * kv->cells;
+    for (uint32_t column = first; column < last; column++) {
+        uint64_t cell = row + column;
+        if ((kv->lost[cell / 64] >> (cell % 64) & 1) != 0) {
+            hide_columns(m->mask, stream, column, column + 1);
+        }
+    }
+}
+
+static void hide_block(const step_mask *m, int64_t stream, uint32_t block, uint32_t first, uint32_t last) {
+    unsigned char state = m->kv->states[block];
+    if (state == PSI_BLOCK_STORED || state == PSI_BLOCK_DROPPED) {
+        hide_columns(m->mask, stream, first, last);
+    } else if (m->kv->lost_cells > 0 && state == PSI_BLOCK_RESIDENT) {
+        hide_lost_cells(m, stream, first, last);
+    }
+}
+
+/* ---- Graphs that use the cache in a way of their own --------------------------------------------- */
+
+static bool shows_only(const psi_abi *abi, int op) {
+    return op == abi->op_none || op == abi->op_view || op == abi->op_reshape || op == abi->op_permute || op == abi->op_transpose;
+}
+
+/* A node that writes into a cache other than by SET_ROWS: a context shift turns keys in place. */
+static psi_kv *written_in_place(const psi_abi *abi, const tensor *node) {
+    if (node->view_src == NULL || node->op == abi->op_set_rows || shows_only(abi, node->op)) {
+        return NULL;
+    }
+    return kv_of(node, NULL);
+}
+
+static bool reads_as_known(const psi_abi *abi, int op) {
+    return shows_only(abi, op) || op == abi->op_set_rows || op == abi->op_flash_attn || op == abi->op_mul_mat || op == abi->op_cpy ||
+           op == abi->op_cont || op == abi->op_dup;
+}
+
+/* Every use of the cache must be one that a mask governs. Looked through once for each size of graph. */
+static void check_reads(const psi_abi *abi, void *graph, int nodes) {
+    for (int i = 0; i < nodes; i++) {
+        const tensor *node = abi->graph_node(graph, i);
+        for (int s = 0; s < GGML_LAYOUT_SRC && !reads_as_known(abi, node->op); s++) {
+            psi_kv *kv = node->src[s] != NULL ? kv_of(node->src[s], NULL) : NULL;
+            if (kv != NULL && written_in_place(abi, node) == NULL) {
+                give_up(kv, "a graph that reads its cache in a way not known here");
+            }
+        }
+    }
+}
+
+static bool needs_check(psi_kv *kv, int nodes) {
+    for (size_t i = 0; i < sizeof(kv->checked_nodes) / sizeof(kv->checked_nodes[0]); i++) {
+        if (kv->checked_nodes[i] == nodes) {
+            return false;
+        }
+    }
+    kv->checked_nodes[kv->checked_count++ % (sizeof(kv->checked_nodes) / sizeof(kv->checked_nodes[0]))] = nodes;
+    return true;
+}
+
+/* ---- The step ---------------------------------------------------------------------------------- */
+
+static void read_graph(psi_llama_step *step, const psi_abi *abi, void *graph) {
+    written seen = {0};
+    int nodes = abi->graph_n_nodes(graph);
+    for (int i = 0; i < nodes; i++) {
+        const tensor *node = abi->graph_node(graph, i);
+        if (node->op == abi->op_set_rows) {
+            read_set_rows(step, &seen, node);
+        } else if (node->op == abi->op_flash_attn || (node->op == abi->op_soft_max && node->src[1] != NULL)) {
+            read_attention(step, abi, node);
+        } else {
+            psi_kv *kv = written_in_place(abi, node);
+            if (kv != NULL) {
+                psi_kv_make_whole(kv, true);
+            }
+        }
+    }
+    for (uint32_t i = 0; i < step->kv_count; i++) {
+        if (needs_check(step->kvs[i], nodes)) {
+            check_reads(abi, graph, nodes);
+        }
+    }
+}
+
+/* A cache without V shows no transposition: its pool is made from K alone. One that was given up comes back for good. */
+static void settle(psi_kv *kv) {
+    if (kv->pool == NULL && kv->wrote && !kv->given_up) {
+        psi_kv_open_pool(kv, false);
+    }
+    if (kv->given_up && kv->pool != NULL) {
+        psi_kv_make_whole(kv, true);
+        psi_pool_destroy(kv->pool);
+        kv->pool = NULL;
+    }
+}
+
+static bool must_refuse(const psi_kv *kv) {
+    if (kv->pool == NULL || !psi_pool_refuses(kv->pool)) {
+        return false;
+    }
+    for (uint32_t i = 0; i < kv->blocks; i++) {
+        if ((kv->marks[i] & PSI_MARK_WRITE) != 0 && kv->states[i] == PSI_BLOCK_EMPTY) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void pass_safe_point(psi_llama_step *step, psi_kv *kv) {
+    for (uint32_t i = 0; i < step->mask_count; i++) {
+        if (step->masks[i].kv == kv) {
+            for_each_block(&step->masks[i], mark_visible);
+        }
+    }
+    (void)psi_pool_mark(kv->pool, kv->marks);
+    (void)psi_pool_step(kv->pool);
+    psi_pool_states(kv->pool, kv->states);
+    for (uint32_t i = 0; i < step->mask_count; i++) {
+        if (step->masks[i].kv == kv) {
+            for_each_block(&step->masks[i], hide_block);
+        }
+    }
+}
+
+bool psi_llama_step_begin(psi_llama_step *step, const psi_abi *abi, void *graph) {
+    bool refused = false;
+    step->mask_count = step->kv_count = 0;
+    psi_kv_lock();
+    if (psi_kv_first() != NULL) {
+        read_graph(step, abi, graph);
+    }
+    psi_kv_unlock();
+    for (uint32_t i = 0; i < step->kv_count; i++) {
+        psi_kv *kv = step->kvs[i];
+        settle(kv);
+        if (kv->pool != NULL) {
+            psi_pool_states(kv->pool, kv->states);
+            refused = refused || must_refuse(kv);
+        }
+    }
+    for (uint32_t i = 0; i < step->kv_count && !refused; i++) {
+        if (step->kvs[i]->pool != NULL && !step->kvs[i]->given_up) {
+            pass_safe_point(step, step->kvs[i]);
+        }
+    }
+    return !refused;
+}
+
+void psi_llama_step_end(psi_llama_step *step) {
+    for (uint32_t i = 0; i < step->kv_count; i++) {
+        psi_pool_step_end(step->kvs[i]->pool);
+    }
+}

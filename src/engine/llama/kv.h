@@ -1,0 +1,76 @@
+/* kv.h - one KV cache of the engine: its tensors in our arena, its cells as the pool's blocks. Engine's threads. */
+#ifndef PSI_LLAMA_KV_H
+#define PSI_LLAMA_KV_H
+
+#include "engine/llama/abi.h"
+#include "psicache.h"
+
+enum { KV_MAX_TENSORS = 512 }; /* two a layer; the deepest models have 126 layers */
+
+typedef struct kv_tensor {
+    tensor *t;
+    unsigned char *data;
+    size_t bytes;
+    bool is_key;
+} kv_tensor;
+
+typedef struct psi_kv {
+    struct psi_kv *next;
+    const psi_abi *abi;
+    void *buffer;          /* the engine's handle of the memory below */
+    unsigned char *arena;
+    size_t arena_bytes;
+    kv_tensor tensors[KV_MAX_TENSORS];
+    uint32_t tensor_count;
+    uint32_t cells;        /* a stream */
+    uint32_t streams;
+    uint32_t block_cells;
+    uint32_t stream_blocks;
+    uint32_t blocks;
+    psi_pool *pool;        /* NULL until the first step shows how V lies */
+    bool v_transposed;     /* flash attention is off: a cell is a column of V */
+    bool given_up;         /* a graph was not understood: lazily committed, never trimmed */
+    int checked_nodes[4];  /* sizes of the graphs that were looked through whole */
+    uint32_t checked_count;
+    unsigned char *marks, *states; /* a byte a block */
+    uint64_t *has, *lost;  /* a bit a cell: has content; its content was dropped */
+    uint32_t lost_cells;
+    uint32_t last_written; /* cell of the last step's last write, with its stream */
+    bool wrote;
+    uint32_t refused_steps;
+} psi_kv;
+
+/* Places the tensors of a KV cache's context in an arena of ours. The engine's buffer for it, or NULL when the context is
+ * none or not understood (the caller then lets the engine do as always). */
+void *psi_kv_take(const psi_abi *abi, void *context, void *buffer_type);
+
+/* Lookups; hold the list's lock while the result is used. */
+void psi_kv_lock(void);
+void psi_kv_unlock(void);
+psi_kv *psi_kv_first(void);
+psi_kv *psi_kv_of_buffer(const void *buffer);
+psi_kv *psi_kv_of_address(const void *address, const kv_tensor **which);
+
+/* The engine clears or frees the buffer. */
+void psi_kv_clear(psi_kv *kv);
+void psi_kv_release(psi_kv *kv);
+
+/* Makes the pool, once it is known whether V is transposed. */
+void psi_kv_open_pool(psi_kv *kv, bool v_transposed);
+
+/* The engine reads or writes [address, address + count) of a tensor outside a graph: stored blocks come back first. */
+void psi_kv_touch(psi_kv *kv, const kv_tensor *which, const void *address, size_t count, bool write);
+
+/* Everything comes back, and nothing goes before the next step: for a graph that uses the cache in a way of its own. */
+void psi_kv_make_whole(psi_kv *kv, bool write);
+
+/* Notes that a cell (with its stream: stream * cells + cell) is written. */
+void psi_kv_note_cell(psi_kv *kv, uint64_t cell);
+
+/* One line to the user. */
+void psi_llama_say(psi_log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* The process's cache, opened on first use; NULL: switched off, or it could not be opened (said once). */
+psi_cache *psi_llama_cache(void);
+
+#endif

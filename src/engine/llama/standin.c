@@ -1,0 +1,255 @@
+/* standin.c - the symbols that stand in for ggml's and llama.cpp's own when this library is loaded first, and the process's
+ * cache behind them. Each does its part and then what the engine's own function does. Engine's threads. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/llama/graph.h"
+#include "os/os.h"
+#include "pool/board.h"
+#include "pool/settings.h"
+
+#define STAND_IN __attribute__((visibility("default"), noinline))
+#define CALLER __builtin_extract_return_addr(__builtin_return_address(0))
+
+static pthread_once_t cache_once = PTHREAD_ONCE_INIT;
+static psi_cache *cache;
+static psi_log say_log = {.level = PSI_LOG_WARN};
+
+static void open_cache(void) {
+    psi_settings settings;
+    if (psi_settings_resolve(&settings, NULL) == 0) {
+        say_log = settings.log;
+    }
+    const char *disabled = getenv("PSI_CACHE_DISABLE");
+    if (disabled != NULL && strcmp(disabled, "1") == 0) {
+        psi_llama_say(PSI_LOG_INFO, "switched off by PSI_CACHE_DISABLE=1: the engine runs untouched");
+        return;
+    }
+    cache = psi_cache_open(NULL);
+    if (cache == NULL) {
+        psi_llama_say(PSI_LOG_ERROR, "could not be opened (error %d): the engine runs untouched", errno);
+    }
+}
+
+psi_cache *psi_llama_cache(void) {
+    (void)pthread_once(&cache_once, open_cache);
+    return cache;
+}
+
+void psi_llama_say(psi_log_level level, const char *format, ...) {
+    char line[400];
+    va_list arguments;
+    va_start(arguments, format);
+    (void)vsnprintf(line, sizeof(line), format, arguments);
+    va_end(arguments);
+    psi_log_line(&say_log, level, "%s", line);
+}
+
+/* The build, when it is one we understand; says once when it is not. */
+static const psi_abi *understood(const psi_abi *abi) {
+    static _Atomic(const psi_abi *) said;
+    if (abi == NULL || abi->fits) {
+        return abi;
+    }
+    (void)psi_llama_cache(); /* the log's settings */
+    if (said != abi) {
+        said = abi;
+        psi_llama_say(PSI_LOG_WARN, "%s runs untouched: %s", abi->path, abi->why_not);
+    }
+    return NULL;
+}
+
+static void show_engine(const psi_abi *abi) {
+    psi_board *board = psi_board_own();
+    (void)snprintf(board->engine, sizeof(board->engine), "llama.cpp, %.110s", abi->path);
+}
+
+/* ---- ggml -------------------------------------------------------------------------------------- */
+
+STAND_IN void *ggml_backend_alloc_ctx_tensors_from_buft(void *context, void *buffer_type);
+STAND_IN void ggml_backend_buffer_clear(void *buffer, uint8_t value);
+STAND_IN void ggml_backend_buffer_free(void *buffer);
+STAND_IN int ggml_backend_sched_graph_compute_async(void *sched, void *graph);
+STAND_IN void ggml_backend_tensor_get(const tensor *t, void *data, size_t offset, size_t size);
+STAND_IN void ggml_backend_tensor_set(tensor *t, const void *data, size_t offset, size_t size);
+STAND_IN void ggml_backend_tensor_copy(tensor *from, tensor *to);
+STAND_IN void ggml_backend_tensor_memset(tensor *t, uint8_t value, size_t offset, size_t size);
+
+void *ggml_backend_alloc_ctx_tensors_from_buft(void *context, void *buffer_type) {
+    const psi_abi *abi = psi_abi_of(CALLER);
+    if (abi == NULL || abi->alloc_ctx_tensors_from_buft == NULL) {
+        return NULL; /* a null buffer: the engine reports that memory could not be had */
+    }
+    void *buffer = understood(abi) != NULL ? psi_kv_take(abi, context, buffer_type) : NULL;
+    if (buffer != NULL) {
+        show_engine(abi);
+        return buffer;
+    }
+    return abi->alloc_ctx_tensors_from_buft(context, buffer_type);
+}
+
+void ggml_backend_buffer_clear(void *buffer, uint8_t value) {
+    psi_kv_lock();
+    psi_kv *kv = psi_kv_of_buffer(buffer);
+    if (kv != NULL) {
+        psi_kv_clear(kv);
+    }
+    psi_kv_unlock();
+    const psi_abi *abi = psi_abi_of(CALLER);
+    if ((kv == NULL || value != 0) && abi != NULL && abi->buffer_clear != NULL) {
+        abi->buffer_clear(buffer, value);
+    }
+}
+
+void ggml_backend_buffer_free(void *buffer) {
+    psi_kv_lock();
+    psi_kv *kv = psi_kv_of_buffer(buffer);
+    psi_kv_unlock();
+    const psi_abi *abi = psi_abi_of(CALLER);
+    if (abi != NULL && abi->buffer_free != NULL) {
+        abi->buffer_free(buffer);
+    }
+    if (kv != NULL) {
+        psi_kv_lock();
+        psi_kv_release(kv);
+        psi_kv_unlock();
+    }
+}
+
+int ggml_backend_sched_graph_compute_async(void *sched, void *graph) {
+    const psi_abi *abi = psi_abi_of(CALLER);
+    if (abi == NULL || abi->sched_graph_compute_async == NULL) {
+        return STATUS_ALLOC_FAILED;
+    }
+    psi_llama_step step = {.kv_count = 0};
+    if (abi->fits && !psi_llama_step_begin(&step, abi, graph)) {
+        psi_llama_say(PSI_LOG_INFO, "a step was refused: no memory for new blocks, and nothing left to trim");
+        return STATUS_ABORTED; /* the engine takes the step's cells back, and its decode returns 2 */
+    }
+    int status = abi->sched_graph_compute_async(sched, graph);
+    psi_llama_step_end(&step);
+    return status;
+}
+
+static void touch(const tensor *t, size_t offset, size_t size, bool write) {
+    const kv_tensor *which = NULL;
+    psi_kv_lock();
+    psi_kv *kv = t->data != NULL ? psi_kv_of_address(t->data, &which) : NULL;
+    if (kv != NULL) {
+        psi_kv_touch(kv, which, (const unsigned char *)t->data + offset, size, write);
+    }
+    psi_kv_unlock();
+}
+
+void ggml_backend_tensor_get(const tensor *t, void *data, size_t offset, size_t size) {
+    const psi_abi *abi = psi_abi_of(CALLER);
+    if (abi != NULL && abi->fits) {
+        touch(t, offset, size, false);
+    }
+    if (abi != NULL && abi->tensor_get != NULL) {
+        abi->tensor_get(t, data, offset, size);
+    }
+}
+
+void ggml_backend_tensor_set(tensor *t, const void *data, size_t offset, size_t size) {
+    const psi_abi *abi = psi_abi_of(CALLER);
+    if (abi != NULL && abi->fits) {
+        touch(t, offset, size, true);
+    }
+    if (abi != NULL && abi->tensor_set != NULL) {
+        abi->tensor_set(t, data, offset, size);
+    }
+}
+
+void ggml_backend_tensor_memset(tensor *t, uint8_t value, size_t offset, size_t size) {
+    const psi_abi *abi = psi_abi_of(CALLER);
+    if (abi != NULL && abi->fits) {
+        touch(t, offset, size, true);
+    }
+    if (abi != NULL && abi->tensor_memset != NULL) {
+        abi->tensor_memset(t, value, offset, size);
+    }
+}
+
+void ggml_backend_tensor_copy(tensor *from, tensor *to) {
+    const psi_abi *abi = psi_abi_of(CALLER);
+    if (abi != NULL && abi->fits) {
+        touch(from, 0, abi->nbytes(from), false);
+        touch(to, 0, abi->nbytes(to), true);
+    }
+    if (abi != NULL && abi->tensor_copy != NULL) {
+        abi->tensor_copy(from, to);
+    }
+}
+
+/* ---- llama ------------------------------------------------------------------------------------- */
+
+/* llama_batch is passed by value: this stands for it and for what a newer build may add to its end. Only the first field is
+ * read; the rest is handed on as it lies. */
+typedef struct batch_by_value {
+    int32_t n_tokens;
+    void *fields[15];
+} batch_by_value;
+
+STAND_IN int32_t llama_decode(void *context, batch_by_value batch);
+STAND_IN int32_t llama_process(void *context, int type, void *batch);
+
+/* Non-zero when a decode of n_tokens would need a new block and would not get it: the caller returns 1, "no KV slot". Python
+ * asks this itself, because its calls do not come past llama_decode. Any thread. */
+PSI_API int psi_llama_refuses(int n_tokens);
+
+int psi_llama_refuses(int n_tokens) {
+    int refuses = 0;
+    psi_kv_lock();
+    for (psi_kv *kv = psi_kv_first(); kv != NULL && !refuses; kv = kv->next) {
+        if (kv->pool != NULL && psi_pool_refuses(kv->pool)) {
+            uint32_t in_block = kv->last_written % kv->cells % kv->block_cells;
+            refuses = n_tokens > (int)(kv->block_cells - 1 - in_block);
+        }
+    }
+    psi_kv_unlock();
+    return refuses;
+}
+
+typedef int32_t (*decode_fn)(void *, batch_by_value);
+typedef int32_t (*process_fn)(void *, int, void *);
+
+int32_t llama_decode(void *context, batch_by_value batch) {
+    static _Atomic(decode_fn) next;
+    decode_fn own = llama_decode, found = next;
+    void *self = NULL;
+    memcpy(&self, &own, sizeof(self));
+    if (found == NULL) {
+        void *address = psi_abi_next(CALLER, "llama_decode", self);
+        memcpy(&found, &address, sizeof(found));
+        next = found;
+    }
+    if (found == NULL) {
+        return -1;
+    }
+    return psi_llama_refuses(batch.n_tokens) ? 1 : found(context, batch);
+}
+
+int32_t llama_process(void *context, int type, void *batch) {
+    static _Atomic(process_fn) next;
+    process_fn own = llama_process, found = next;
+    void *self = NULL;
+    memcpy(&self, &own, sizeof(self));
+    if (found == NULL) {
+        void *address = psi_abi_next(CALLER, "llama_process", self);
+        memcpy(&found, &address, sizeof(found));
+        next = found;
+    }
+    if (found == NULL) {
+        return -1;
+    }
+    /* The batch is opaque here: one token is the least that it holds; a longer one is refused at its step. */
+    return psi_llama_refuses(1) ? 1 : found(context, type, batch);
+}
