@@ -168,6 +168,7 @@ class Engine:
         self.process = start(command, pass_fds=(write_end,), stdin=subprocess.DEVNULL, stdout=self.log,
                              stderr=self.log)
         os.close(write_end)
+        self.model = model
         self.events = []
         self.tokens = 0
         self.seen = set()
@@ -236,17 +237,24 @@ class Plan:
     def ready(self):
         return self.limit_bytes is not None and self.spike_bytes is not None
 
-    def measure(self, stock_peak_bytes):
-        lazy = stock_peak_bytes - CACHE_BYTES_PER_TOKEN * (CONTEXT_TOKENS - self.prompt_tokens)
+    def measure(self, group, model):
+        """`group` is stock's, with the prompt read: from here on it needs no more than it has."""
+        reclaimable, locked = group.file_bytes()
+        if locked < os.path.getsize(model) // 2:
+            say("  note: the weights could not be locked (ulimit -l); steps may slow down before a kill")
+            reclaimable = 0
+        # Clean pages of libraries count as usage in the group that read them first, and need no room.
+        stock = group.usage() - reclaimable
+        lazy = stock - CACHE_BYTES_PER_TOKEN * (CONTEXT_TOKENS - self.prompt_tokens)
         trimmed = lazy - WINDOWED_BYTES_PER_TOKEN * max(0, self.prompt_tokens - WINDOW_TOKENS)
         if self.limit_bytes is None:
-            self.limit_bytes = (stock_peak_bytes + STOCK_SLACK_BYTES) // MIB * MIB
+            self.limit_bytes = (stock + STOCK_SLACK_BYTES) // MIB * MIB
         if self.spike_bytes is None:
             self.spike_bytes = int(self.limit_bytes - trimmed - ROOM_SHARE * (lazy - trimmed)) // MIB * MIB
-        say("  measured: stock needs %s without a spike; the limit is %s." % (mib(stock_peak_bytes),
+        say("  measured: stock needs %s without a spike; the limit is %s." % (mib(stock),
                                                                               mib(self.limit_bytes)))
         say("  expected at the spike's top (%s): stock %s, lazy %s, ours %s when it has trimmed."
-            % (mib(self.spike_bytes), mib(stock_peak_bytes + self.spike_bytes), mib(lazy + self.spike_bytes),
+            % (mib(self.spike_bytes), mib(stock + self.spike_bytes), mib(lazy + self.spike_bytes),
                mib(trimmed + self.spike_bytes)))
 
 
@@ -295,7 +303,7 @@ def watch(engine, watcher, group, plan, options, program):
         watcher.sample()
         progress.update()
         if group is not None and "prefill_done" in engine.seen and not plan.ready():
-            plan.measure(group.peak() or max(s[1] for s in watcher.samples))
+            plan.measure(group, engine.model)
             group.set_limit(plan.limit_bytes)
         if group is not None and spike[0] is None and engine.tokens >= options.spike_at:
             spike = start_spike(group, program, plan, options)

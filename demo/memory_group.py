@@ -268,6 +268,12 @@ class MemoryGroup:
         except OSError:
             return None
 
+    def file_bytes(self):
+        """Page cache charged to the group: (what the kernel may take back, what is locked)."""
+        path = (self.v1 or self.v2) + "/memory.stat"
+        take_back = [_keyed(path, key) or 0 for key in ("active_file", "inactive_file")]
+        return sum(take_back), _keyed(path, "unevictable") or 0
+
     def pressure(self):
         """Text of the group's memory.pressure; None where there is none (v1 only, PSI off)."""
         try:

@@ -26,7 +26,8 @@ static psi_control new_control(void) {
 
 /* 4 GiB limit: the reserve is 256 MiB. */
 static psi_reading headroom_of(uint64_t mib) {
-    return (psi_reading){.at_us = 10000 * MS, .have = PSI_HAVE_HEADROOM, .headroom_bytes = mib * MIB, .limit_bytes = 4096 * MIB};
+    return (psi_reading){.at_us = 10000 * MS, .have = PSI_HAVE_HEADROOM,
+                         .headroom_bytes = mib * MIB, .limit_bytes = 4096 * MIB};
 }
 
 static psi_reading filling(uint64_t headroom_mib, int64_t mib_per_s) {
@@ -158,13 +159,16 @@ static void absurd_numbers_stay_in_range(void **state) {
     static const uint64_t amounts[] = {0, 1, UINT64_MAX};
     static const int64_t rates[] = {INT64_MIN, 0, INT64_MAX};
     for (size_t i = 0; i < 5 * 3 * 3 * 3; i++) {
-        psi_reading reading = {.at_us = 5, .have = 15, .stall_some_share = shares[i % 5], .major_faults_per_s = shares[i % 5],
-                               .headroom_bytes = amounts[i / 5 % 3], .limit_bytes = amounts[i / 15 % 3], .fill_bytes_per_s = rates[i / 45]};
+        psi_reading reading = {.at_us = 5, .have = 15, .stall_some_share = shares[i % 5],
+                               .major_faults_per_s = shares[i % 5],
+                               .headroom_bytes = amounts[i / 5 % 3], .limit_bytes = amounts[i / 15 % 3],
+                               .fill_bytes_per_s = rates[i / 45]};
         for (size_t d = 0; d < 3; d++) {
             psi_demand demand = {amounts[d], amounts[d], amounts[d], 0};
             psi_decision decision = decide_new(reading, demand);
             assert_true(decision.index >= 0 && decision.index <= 1);
-            assert_true(decision.trim_bytes <= demand.evictable_bytes && decision.restore_bytes <= demand.returnable_bytes);
+            assert_true(decision.trim_bytes <= demand.evictable_bytes);
+            assert_true(decision.restore_bytes <= demand.returnable_bytes);
             assert_true(decision.sleep_us >= 2 * MS && decision.sleep_us <= 1000 * MS);
         }
     }
@@ -182,6 +186,11 @@ static void between_the_limits_nothing_happens(void **state) {
         assert_int_equal(decision.restore_bytes, 0);
         assert_false(decision.refuse);
     }
+    psi_reading reading = stalled(700, 0.10); /* enough headroom to regrow, but stall between the limits */
+    psi_demand some_stored = cache_of(1000);
+    some_stored.returnable_bytes = 500 * MIB;
+    assert_near(decide_new(reading, some_stored).index, 0.443, 0.01);
+    assert_int_equal(decide_new(reading, some_stored).restore_bytes, 0);
     assert_true(decide_new(headroom_of(255), cache_of(1000)).refuse);
 }
 
@@ -191,6 +200,8 @@ static void a_cycle_gives_10_to_20_per_cent(void **state) {
     assert_near((double)decide_new(headroom_of(250), cache_of(800)).trim_bytes / (double)MIB, 108.4, 0.01);
     assert_int_equal(decide_new(headroom_of(250), cache_of(2000)).trim_bytes, 200 * MIB); /* at least 10 % */
     assert_int_equal(decide_new(headroom_of(250), cache_of(100)).trim_bytes, 20 * MIB);   /* at most 20 % */
+    /* headroom that grows is no promise: as without a rate */
+    assert_near((double)decide_new(filling(250, -500), cache_of(800)).trim_bytes / (double)MIB, 108.4, 0.01);
     psi_demand demand = cache_of(800);
     demand.evictable_bytes = 30 * MIB;
     assert_int_equal(decide_new(headroom_of(250), demand).trim_bytes, 30 * MIB);
@@ -277,7 +288,8 @@ static void restore_keeps_the_index_below_the_lower_limit(void **state) {
     demand.returnable_bytes = 2000 * MIB; /* a step would be 500 MiB; 0.3 is reached at 597.3 */
     for (uint64_t mib = 598; mib < 1200; mib += 7) {
         uint64_t bytes = decide_new(headroom_of(mib), demand).restore_bytes;
-        assert_near((double)bytes / (double)MIB, fmin((double)mib - 597.3333, 500), 0.01);
+        double room = (double)mib - 597.3333;
+        assert_near((double)bytes / (double)MIB, room < 500 ? room : 500, 0.01);
         psi_reading after = headroom_of(mib);
         after.headroom_bytes -= bytes;
         assert_true(decide_new(after, demand).index < 0.3);
@@ -333,7 +345,8 @@ static psi_reading sense(machine *m) {
     m->before_other = m->other;
     m->before_us = m->at_us;
     int64_t left = headroom(m);
-    return (psi_reading){.at_us = m->at_us, .have = PSI_HAVE_HEADROOM | PSI_HAVE_FILL, .limit_bytes = (uint64_t)m->limit,
+    return (psi_reading){.at_us = m->at_us, .have = PSI_HAVE_HEADROOM | PSI_HAVE_FILL,
+                         .limit_bytes = (uint64_t)m->limit,
                          .headroom_bytes = left > 0 ? (uint64_t)left : 0, .fill_bytes_per_s = (int64_t)m->fill};
 }
 
@@ -410,12 +423,13 @@ static void square_wave_gives_one_trim_and_one_regrow_a_period(void **state) {
             m.other += 900 * (int64_t)MIB / 1000;
         if (in_period == 0 && ms > 0)
             m.other = 2000 * (int64_t)MIB;
+        if (in_period == half_ms) /* and all is back before the next wave */
+            assert_int_equal(m.resident, 1000 * MIB);
         tick(&m);
     }
     assert_true(m.trims >= periods);           /* each wave needs it, */
     assert_int_equal(m.trim_spells, periods);  /* and once is enough */
-    assert_true(m.restores >= periods - 1);
-    assert_int_equal(m.restore_spells, periods - 1);
+    assert_true(m.restore_spells == periods || m.restore_spells == periods - 1); /* the last is cut off */
 }
 
 static void steady_load_at_the_limit_does_not_oscillate(void **state) {

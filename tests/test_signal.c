@@ -122,7 +122,8 @@ static void put_v1(void) {
     put_amount("/cg/memory/memory.usage_in_bytes", 900 * MIB);
     put_amount("/cg/memory/box/memory.limit_in_bytes", 1200 * MIB);
     put_amount("/cg/memory/box/memory.usage_in_bytes", 800 * MIB);
-    put("/cg/memory/box/memory.stat", "inactive_file 1\nactive_file 1\ntotal_inactive_file %llu\ntotal_active_file %llu\n",
+    put("/cg/memory/box/memory.stat", "inactive_file 1\nactive_file 1\n"
+                                      "total_inactive_file %llu\ntotal_active_file %llu\n",
         (unsigned long long)(30 * MIB), (unsigned long long)(20 * MIB));
     put_pressure("/cg/unified/box2/memory.pressure", 0, 0);
 }
@@ -215,6 +216,8 @@ static void v2_own_limit_counts(void **state) {
     psi_reading reading = read_once();
     assert_int_equal(reading.headroom_bytes, 900 * MIB);
     assert_int_equal(reading.limit_bytes, 1000 * MIB);
+    put_amount("/cg/a/b/c/memory.high", 2000 * MIB); /* above the other: of no effect */
+    assert_int_equal(read_once().headroom_bytes, 900 * MIB);
     put_amount("/cg/a/b/c/memory.high", 600 * MIB);
     reading = read_once();
     assert_int_equal(reading.headroom_bytes, 500 * MIB);
@@ -253,6 +256,8 @@ static void page_cache_is_free_but_for_own_mappings(void **state) {
     put_mapped(0, 0);
     put_v2_stat("/cg/a/b/c/memory.stat", 3000 * MIB, 4000 * MIB); /* cannot exceed the usage */
     assert_int_equal(read_once().headroom_bytes, 300 * MIB);
+    put_mapped(60 * MIB, 0);
+    assert_int_equal(read_once().headroom_bytes, 240 * MIB);
 }
 
 static void v1_limit_and_v2_pressure_at_once(void **state) {
@@ -320,6 +325,19 @@ static void container_mount_shows_part_of_the_tree(void **state) {
     put("/proc/self/mountinfo", "41 31 0:38 /docker/id /cg\\040x ro - cgroup2 cgroup rw\n");
     put_amount("/cg x/inner/memory.max", 500 * MIB);
     put_amount("/cg x/inner/memory.current", 100 * MIB);
+    assert_int_equal(read_once().headroom_bytes, 400 * MIB);
+}
+
+static void mount_of_a_group_with_a_like_name_is_not_ours(void **state) {
+    (void)state;
+    put_machine();
+    put("/proc/self/cgroup", "0::/docker/id2\n");
+    put("/proc/self/mountinfo", "41 31 0:38 /docker/id /other ro - cgroup2 cgroup rw\n"
+                                "42 31 0:38 /docker/id2 /cg ro - cgroup2 cgroup rw\n");
+    put_amount("/other/memory.max", 200 * MIB);
+    put_amount("/other/memory.current", 100 * MIB);
+    put_amount("/cg/memory.max", 500 * MIB);
+    put_amount("/cg/memory.current", 100 * MIB);
     assert_int_equal(read_once().headroom_bytes, 400 * MIB);
 }
 
@@ -694,7 +712,8 @@ static void sources_that_vanish_leave_their_bits_out(void **state) {
     put_machine();
     psi_signal *signal = open_signal();
     read_after(signal, 0);
-    assert_int_equal(read_after(signal, 1000 * MS).have, PSI_HAVE_STALL | PSI_HAVE_HEADROOM | PSI_HAVE_FILL | PSI_HAVE_FAULTS);
+    assert_int_equal(read_after(signal, 1000 * MS).have,
+                     PSI_HAVE_STALL | PSI_HAVE_HEADROOM | PSI_HAVE_FILL | PSI_HAVE_FAULTS);
     take_away("/proc/meminfo");
     take_away("/proc/pressure/memory");
     take_away("/proc/self/stat");
@@ -719,7 +738,8 @@ static void clock_going_backwards_is_survived(void **state) {
 
 static void parsers_refuse_what_is_not_theirs(void **state) {
     (void)state;
-    static const char *const not_amounts[] = {"", "max", "-1", "+1", " 1", "1x", "0x10", "99999999999999999999999", "4611686018427387904"};
+    static const char *const not_amounts[] = {"", "max", "-1", "+1", " 1", "1x", "0x10",
+                                              "99999999999999999999999", "4611686018427387904"};
     uint64_t a = 77, b = 77;
     for (size_t i = 0; i < sizeof(not_amounts) / sizeof(not_amounts[0]); i++)
         assert_false(psi_parse_amount(not_amounts[i], &a));
@@ -733,12 +753,15 @@ static void parsers_refuse_what_is_not_theirs(void **state) {
     a = 77;
     for (size_t i = 0; i < sizeof(not_pressure) / sizeof(not_pressure[0]); i++)
         assert_false(psi_pressure_parse(not_pressure[i], &a, &b));
-    static const char *const not_meminfo[] = {"", "MemTotal: 5 kB\n", "MemAvailable: 5 kB\n", "MemTotal: 0 kB\nMemAvailable: 0 kB\n",
-                                              "MemTotal: 5 kB\nMemAvailable: 6 kB\n", "MemTotal: 18446744073709551615 kB\nMemAvailable: 1 kB\n",
+    static const char *const not_meminfo[] = {"", "MemTotal: 5 kB\n", "MemAvailable: 5 kB\n",
+                                              "MemTotal: 0 kB\nMemAvailable: 0 kB\n",
+                                              "MemTotal: 5 kB\nMemAvailable: 6 kB\n",
+                                              "MemTotal: 18446744073709551615 kB\nMemAvailable: 1 kB\n",
                                               "MemTotal: -5 kB\nMemAvailable: -6 kB\n", "XMemTotal: 5 kB\nMemAvailable: 5 kB\n"};
     for (size_t i = 0; i < sizeof(not_meminfo) / sizeof(not_meminfo[0]); i++)
         assert_false(psi_meminfo_parse(not_meminfo[i], &a, &b));
-    static const char *const not_stat[] = {"", "1 x S 1 2 3 4 5 6 7 8 9 10", "1 (x", "1 (x)", "1 (x) S 1 2 3 4 5 6 7 8", "1 (x) S 1 2 3 4 5 6 7 8 -9 10"};
+    static const char *const not_stat[] = {"", "1 x S 1 2 3 4 5 6 7 8 9 10", "1 (x", "1 (x)", "1 (x) S 1 2 3 4 5 6 7 8",
+                                           "1 (x) S 1 2 3 4 5 6 7 8 -9 10"};
     for (size_t i = 0; i < sizeof(not_stat) / sizeof(not_stat[0]); i++)
         assert_false(psi_self_parse_major_faults(not_stat[i], &a));
     assert_false(psi_self_parse_mapped("VmLck: 1 kB\n", &a));
@@ -751,8 +774,10 @@ static void parsers_refuse_what_is_not_theirs(void **state) {
 static void rubbish_in_any_file_is_survived(void **state) {
     (void)state;
     static const char *const files[] = {
-        "/proc/self/cgroup", "/proc/self/mountinfo", "/proc/self/stat", "/proc/self/status", "/proc/meminfo", "/proc/pressure/memory",
-        "/cg/a/b/c/memory.max", "/cg/a/b/c/memory.high", "/cg/a/b/c/memory.current", "/cg/a/b/c/memory.stat", "/cg/a/b/c/memory.pressure"};
+        "/proc/self/cgroup", "/proc/self/mountinfo", "/proc/self/stat", "/proc/self/status",
+        "/proc/meminfo", "/proc/pressure/memory",
+        "/cg/a/b/c/memory.max", "/cg/a/b/c/memory.high", "/cg/a/b/c/memory.current", "/cg/a/b/c/memory.stat",
+        "/cg/a/b/c/memory.pressure"};
     static char rubbish[5][60000];
     size_t length[5] = {0, 60000, 60000, 60000, 20};
     for (size_t i = 0; i < 60000; i++) {
@@ -804,6 +829,7 @@ int main(void) {
         CASE(usage_is_read_each_time_and_stat_seldom),
         CASE(mounts_serve_where_mountinfo_is_missing),
         CASE(container_mount_shows_part_of_the_tree),
+        CASE(mount_of_a_group_with_a_like_name_is_not_ours),
         CASE(path_that_is_not_there_means_the_mount),
         CASE(v2_own_pressure_is_preferred),
         CASE(v2_root_group_means_the_system),

@@ -60,6 +60,7 @@ typedef struct psi_control {
 
 void psi_control_init(psi_control *control, const psi_control_options *options);
 void psi_control_set_limits(psi_control *control, double high, double low);
-void psi_control_decide(psi_control *control, const psi_reading *reading, const psi_demand *demand, psi_decision *decision);
+void psi_control_decide(psi_control *control, const psi_reading *reading, const psi_demand *demand,
+                        psi_decision *decision);
 
 #endif

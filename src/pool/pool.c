@@ -120,19 +120,21 @@ static int options_are_sound(const psi_cache *cache, const psi_pool_options *opt
 }
 
 psi_pool *psi_pool_create(psi_cache *cache, const psi_pool_options *options) {
-    if (!options_are_sound(cache, options)) {
+    if (!options_are_sound(cache, options) || options->block_bytes > SIZE_MAX / 2) {
         errno = EINVAL;
+        return NULL;
+    }
+    size_t page = psi_os_page_bytes(), bytes = 0;
+    size_t block_bytes = round_up(options->block_bytes != 0 ? options->block_bytes : DEFAULT_BLOCK_BYTES, page);
+    if (__builtin_mul_overflow(block_bytes, (size_t)options->blocks, &bytes)) {
+        errno = ENOMEM;
         return NULL;
     }
     psi_pool *pool = make(cache, options, 1, 1);
     if (pool == NULL) {
         return NULL;
     }
-    size_t block_bytes = round_up(options->block_bytes != 0 ? options->block_bytes : DEFAULT_BLOCK_BYTES, pool->page_bytes);
-    size_t bytes = 0;
-    if (!__builtin_mul_overflow(block_bytes, (size_t)options->blocks, &bytes)) {
-        pool->arena = psi_os_reserve(bytes);
-    }
+    pool->arena = psi_os_reserve(bytes);
     if (pool->arena == NULL) {
         free_parts(pool);
         errno = ENOMEM;

@@ -41,10 +41,19 @@ static uint64_t trim_asleep(psi_cache *cache, uint64_t want_bytes) {
     return want_bytes;
 }
 
+static void survey_of(psi_pool *pool, uint64_t *evictable_bytes, uint64_t *hidden_bytes) {
+    pthread_mutex_lock(&pool->lock);
+    *evictable_bytes = pool->evictable_bytes;
+    *hidden_bytes = (uint64_t)pool->hidden * pool->block_total_bytes;
+    pthread_mutex_unlock(&pool->lock);
+}
+
 /* Asks each pool for its part of the rest. */
 static void ask_for_trim(psi_cache *cache, uint64_t want_bytes, uint64_t evictable_bytes) {
     for (psi_pool *pool = cache->pools; pool != NULL && evictable_bytes > 0; pool = pool->next) {
-        double part = (double)pool->evictable_bytes / (double)evictable_bytes;
+        uint64_t evictable = 0, hidden = 0;
+        survey_of(pool, &evictable, &hidden);
+        double part = (double)evictable / (double)evictable_bytes;
         uint64_t bytes = (uint64_t)((double)want_bytes * (part < 1 ? part : 1));
         (void)atomic_fetch_add(&pool->want_trim_bytes, bytes);
     }
@@ -52,7 +61,8 @@ static void ask_for_trim(psi_cache *cache, uint64_t want_bytes, uint64_t evictab
 
 static void ask_for_restore(psi_cache *cache, uint64_t bytes) {
     for (psi_pool *pool = cache->pools; pool != NULL && bytes > 0; pool = pool->next) {
-        uint64_t hidden = (uint64_t)pool->hidden * pool->block_total_bytes;
+        uint64_t evictable = 0, hidden = 0;
+        survey_of(pool, &evictable, &hidden);
         uint64_t part = hidden < bytes ? hidden : bytes;
         if (part > 0) {
             atomic_store(&pool->want_restore_bytes, part);
@@ -61,11 +71,14 @@ static void ask_for_restore(psi_cache *cache, uint64_t bytes) {
     }
 }
 
-/* Pressure that went away takes its unanswered requests with it. */
-static void withdraw(psi_cache *cache) {
+/* Takes back what the engine has not answered yet: an engine that fell idle may now be helped without it, and pressure that
+ * went away needs no answer. */
+static uint64_t withdraw(psi_cache *cache) {
+    uint64_t bytes = 0;
     for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
-        atomic_store(&pool->want_trim_bytes, 0);
+        bytes += atomic_exchange(&pool->want_trim_bytes, 0);
     }
+    return bytes;
 }
 
 static void act(psi_cache *cache, const psi_decision *decision, const psi_demand *demand) {
@@ -77,11 +90,9 @@ static void act(psi_cache *cache, const psi_decision *decision, const psi_demand
         atomic_store(&pool->refuses, refuses);
         atomic_store(&pool->may_drop, decision->urgent);
     }
-    if (decision->trim_bytes > 0) {
-        uint64_t left = trim_asleep(cache, decision->trim_bytes);
-        ask_for_trim(cache, left, demand->evictable_bytes);
-    } else if (!pressed) {
-        withdraw(cache);
+    uint64_t want = decision->trim_bytes + withdraw(cache);
+    if (pressed && want > 0) {
+        ask_for_trim(cache, trim_asleep(cache, want), demand->evictable_bytes);
     }
     ask_for_restore(cache, decision->restore_bytes);
 }

@@ -7,8 +7,7 @@
 
 /* proc(5): field 12 is majflt, summed over all threads. Field 2, the name, is in parentheses and may
  * hold blanks and parentheses of its own, so count from the last one: field 3 follows it. */
-bool psi_self_parse_major_faults(const char *text, uint64_t *faults)
-{
+bool psi_self_parse_major_faults(const char *text, uint64_t *faults) {
     const char *c = strrchr(text, ')');
     if (c == NULL)
         return false;
@@ -23,8 +22,7 @@ bool psi_self_parse_major_faults(const char *text, uint64_t *faults)
 
 /* RssFile is there from Linux 4.5. Locked pages are on the unevictable list and so in no number that
  * we count as reclaimable: only the unlocked ones are counted off. */
-bool psi_self_parse_mapped(const char *text, uint64_t *bytes)
-{
+bool psi_self_parse_mapped(const char *text, uint64_t *bytes) {
     uint64_t resident = 0, locked = 0;
     if (!psi_parse_field(text, "RssFile", 1024, &resident))
         return false;
@@ -34,8 +32,7 @@ bool psi_self_parse_mapped(const char *text, uint64_t *bytes)
     return true;
 }
 
-void psi_self_open(psi_self *self, const char *root, char *text, psi_source *faults_row, psi_source *mappings_row)
-{
+void psi_self_open(psi_self *self, const char *root, char *text, psi_source *faults_row, psi_source *mappings_row) {
     uint64_t value = 0;
     size_t length = strlen(root);
     *faults_row = (psi_source){.name = "faults", .in_use = true, .detail = self->stat_path, .cure = ""};
@@ -56,8 +53,7 @@ void psi_self_open(psi_self *self, const char *root, char *text, psi_source *fau
     }
 }
 
-void psi_self_read(psi_self *self, uint64_t at_us, char *text)
-{
+void psi_self_read(psi_self *self, uint64_t at_us, char *text) {
     uint64_t faults = 0;
     double per_us = 0;
     self->has_rate = false;

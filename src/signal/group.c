@@ -18,16 +18,14 @@ typedef struct mount_entry {
 
 /* ---- The path in /proc/self/cgroup: "hierarchy:controllers:path" ------------------------------ */
 
-static bool is_wanted_line(const char *line, const char *path, psi_cgroup_version version)
-{
+static bool is_wanted_line(const char *line, const char *path, psi_cgroup_version version) {
     if (version == PSI_CGROUP_V2)
         return strncmp(line, "0::", 3) == 0;
     const char *names = strchr(line, ':') + 1;
     return psi_parse_has_word(names, (size_t)(path - 1 - names), ',', "memory");
 }
 
-static bool find_path(const char *text, psi_cgroup_version version, char *path)
-{
+static bool find_path(const char *text, psi_cgroup_version version, char *path) {
     while (*text != '\0') {
         size_t length = strcspn(text, "\n");
         const char *first = memchr(text, ':', length);
@@ -42,11 +40,11 @@ static bool find_path(const char *text, psi_cgroup_version version, char *path)
 /* ---- The mount -------------------------------------------------------------------------------- */
 
 /* The kernel writes blanks and backslashes in paths as \ooo. */
-static void unescape(char *text)
-{
+static void unescape(char *text) {
     char *to = text;
     for (const char *c = text; *c != '\0'; c++) {
-        bool octal = c[0] == '\\' && c[1] >= '0' && c[1] <= '3' && c[2] >= '0' && c[2] <= '7' && c[3] >= '0' && c[3] <= '7';
+        bool octal = c[0] == '\\' && c[1] >= '0' && c[1] <= '3' && c[2] >= '0' && c[2] <= '7' && c[3] >= '0' &&
+                     c[3] <= '7';
         if (octal) {
             *to++ = (char)(((c[1] - '0') << 6) | ((c[2] - '0') << 3) | (c[3] - '0'));
             c += 3;
@@ -57,8 +55,7 @@ static void unescape(char *text)
     *to = '\0';
 }
 
-static size_t split(char *line, char **field)
-{
+static size_t split(char *line, char **field) {
     size_t count = 0;
     char *c = line;
     while (count < LINE_FIELDS) {
@@ -75,8 +72,7 @@ static size_t split(char *line, char **field)
 
 /* mountinfo: id parent dev shown point options [tags...] - type source super-options
  * mounts:    source point type options ... */
-static bool parse_mount(char *line, bool is_mountinfo, mount_entry *entry)
-{
+static bool parse_mount(char *line, bool is_mountinfo, mount_entry *entry) {
     char *field[LINE_FIELDS];
     size_t count = split(line, field);
     if (!is_mountinfo) {
@@ -96,17 +92,16 @@ static bool parse_mount(char *line, bool is_mountinfo, mount_entry *entry)
     return true;
 }
 
-static bool is_wanted_mount(const mount_entry *entry, psi_cgroup_version version)
-{
+static bool is_wanted_mount(const mount_entry *entry, psi_cgroup_version version) {
     if (version == PSI_CGROUP_V2)
         return strcmp(entry->type, "cgroup2") == 0;
-    return strcmp(entry->type, "cgroup") == 0 && psi_parse_has_word(entry->options, strlen(entry->options), ',', "memory");
+    return strcmp(entry->type, "cgroup") == 0 &&
+           psi_parse_has_word(entry->options, strlen(entry->options), ',', "memory");
 }
 
 /* What of `path` lies below the group that the mount shows, or NULL. Never a path with "..": seen
  * from inside a cgroup namespace, groups outside it begin so, and would lead out of the mount. */
-static const char *path_below(const char *path, const char *shown)
-{
+static const char *path_below(const char *path, const char *shown) {
     size_t length = strcmp(shown, "/") == 0 ? 0 : strlen(shown);
     if (psi_parse_has_word(path, strlen(path), '/', "..") || strncmp(path, shown, length) != 0)
         return NULL;
@@ -115,15 +110,13 @@ static const char *path_below(const char *path, const char *shown)
     return strcmp(path + length, "/") == 0 ? "" : path + length;
 }
 
-static bool is_directory(const char *path)
-{
+static bool is_directory(const char *path) {
     char byte[2];
     return psi_os_read_small(path, byte, sizeof(byte)) == -EISDIR;
 }
 
 /* Sets the group to what the mount shows of `path`. True when it is the group itself, not just the mount. */
-static bool take_mount(psi_group *group, const char *root, const char *path, const mount_entry *entry)
-{
+static bool take_mount(psi_group *group, const char *root, const char *path, const mount_entry *entry) {
     char mount[PSI_PATH_BYTES], dir[PSI_PATH_BYTES];
     if (!psi_path_join(mount, root, strlen(root), entry->point))
         return false;
@@ -138,8 +131,8 @@ static bool take_mount(psi_group *group, const char *root, const char *path, con
     return exact;
 }
 
-static void find_mount(psi_group *group, const char *root, const char *path, psi_cgroup_version version, const char *text, bool is_mountinfo)
-{
+static void find_mount(psi_group *group, const char *root, const char *path, psi_cgroup_version version,
+                       const char *text, bool is_mountinfo) {
     char line[LINE_BYTES];
     mount_entry entry;
     while (*text != '\0') {
@@ -157,14 +150,12 @@ static void find_mount(psi_group *group, const char *root, const char *path, psi
 
 /* ---- Both together ---------------------------------------------------------------------------- */
 
-static bool read_below(const char *root, const char *tail, char *text, size_t capacity)
-{
+static bool read_below(const char *root, const char *tail, char *text, size_t capacity) {
     char path[PSI_PATH_BYTES];
     return psi_path_join(path, root, strlen(root), tail) && psi_os_read_small(path, text, capacity) >= 0;
 }
 
-void psi_group_find(psi_group *group, const char *root, psi_cgroup_version version, char *text, size_t capacity)
-{
+void psi_group_find(psi_group *group, const char *root, psi_cgroup_version version, char *text, size_t capacity) {
     char path[PSI_PATH_BYTES], events[PSI_PATH_BYTES];
     *group = (psi_group){.found = false};
     if (!read_below(root, "/proc/self/cgroup", text, capacity) || !find_path(text, version, path))

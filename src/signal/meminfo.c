@@ -4,8 +4,7 @@
 
 #include <string.h>
 
-bool psi_meminfo_parse(const char *text, uint64_t *total_bytes, uint64_t *available_bytes)
-{
+bool psi_meminfo_parse(const char *text, uint64_t *total_bytes, uint64_t *available_bytes) {
     uint64_t total = 0, available = 0;
     if (!psi_parse_field(text, "MemTotal", 1024, &total) || !psi_parse_field(text, "MemAvailable", 1024, &available))
         return false;
@@ -16,8 +15,7 @@ bool psi_meminfo_parse(const char *text, uint64_t *total_bytes, uint64_t *availa
     return true;
 }
 
-void psi_meminfo_open(psi_meminfo *meminfo, const char *root, char *text, psi_source *row)
-{
+void psi_meminfo_open(psi_meminfo *meminfo, const char *root, char *text, psi_source *row) {
     uint64_t total, available;
     *row = (psi_source){"meminfo", false, "/proc/meminfo cannot be read", "mount /proc"};
     if (!psi_path_join(meminfo->path, root, strlen(root), "/proc/meminfo"))
@@ -33,8 +31,7 @@ void psi_meminfo_open(psi_meminfo *meminfo, const char *root, char *text, psi_so
     }
 }
 
-void psi_meminfo_read(psi_meminfo *meminfo, uint64_t at_us, bool slow, uint64_t mapped_bytes, char *text)
-{
+void psi_meminfo_read(psi_meminfo *meminfo, uint64_t at_us, bool slow, uint64_t mapped_bytes, char *text) {
     uint64_t total = 0, available = 0;
     if (meminfo->path[0] == '\0')
         return;

@@ -4,13 +4,11 @@
 
 #include <string.h>
 
-static bool is_end(char c)
-{
+static bool is_end(char c) {
     return c == '\0' || c == '\n' || c == ' ' || c == '\t';
 }
 
-bool psi_parse_u64(const char *text, uint64_t *value)
-{
+bool psi_parse_u64(const char *text, uint64_t *value) {
     uint64_t sum = 0;
     const char *c = text;
     for (; *c >= '0' && *c <= '9'; c++) {
@@ -25,8 +23,7 @@ bool psi_parse_u64(const char *text, uint64_t *value)
     return true;
 }
 
-bool psi_parse_amount(const char *text, uint64_t *bytes)
-{
+bool psi_parse_amount(const char *text, uint64_t *bytes) {
     uint64_t value = 0;
     if (!psi_parse_u64(text, &value) || value >= PSI_AMOUNT_END)
         return false;
@@ -34,8 +31,7 @@ bool psi_parse_amount(const char *text, uint64_t *bytes)
     return true;
 }
 
-const char *psi_parse_line(const char *text, const char *key)
-{
+const char *psi_parse_line(const char *text, const char *key) {
     size_t length = strlen(key);
     for (const char *line = text; line != NULL && *line != '\0';) {
         if (strncmp(line, key, length) == 0) {
@@ -52,8 +48,7 @@ const char *psi_parse_line(const char *text, const char *key)
     return NULL;
 }
 
-bool psi_parse_field(const char *text, const char *key, uint64_t unit_bytes, uint64_t *bytes)
-{
+bool psi_parse_field(const char *text, const char *key, uint64_t unit_bytes, uint64_t *bytes) {
     uint64_t value = 0;
     const char *rest = psi_parse_line(text, key);
     if (rest == NULL || !psi_parse_u64(rest, &value) || value >= PSI_AMOUNT_END / unit_bytes)
@@ -62,8 +57,7 @@ bool psi_parse_field(const char *text, const char *key, uint64_t unit_bytes, uin
     return true;
 }
 
-bool psi_parse_has_word(const char *list, size_t list_length, char separator, const char *word)
-{
+bool psi_parse_has_word(const char *list, size_t list_length, char separator, const char *word) {
     size_t word_length = strlen(word);
     size_t start = 0;
     for (size_t i = 0; i <= list_length; i++) {
@@ -76,8 +70,7 @@ bool psi_parse_has_word(const char *list, size_t list_length, char separator, co
     return false;
 }
 
-bool psi_path_join(char *out, const char *dir, size_t dir_length, const char *tail)
-{
+bool psi_path_join(char *out, const char *dir, size_t dir_length, const char *tail) {
     size_t tail_length = strlen(tail);
     if (dir_length >= PSI_PATH_BYTES || tail_length >= PSI_PATH_BYTES - dir_length) {
         out[0] = '\0';

@@ -10,8 +10,7 @@
  * little more stall than time. More than this is a counter that was replaced, not stall. */
 #define MOST_SHARE 2.0
 
-static bool parse_total(const char *text, const char *key, uint64_t *total_us)
-{
+static bool parse_total(const char *text, const char *key, uint64_t *total_us) {
     static const char word[] = " total=";
     const char *line = psi_parse_line(text, key);
     if (line == NULL)
@@ -23,8 +22,7 @@ static bool parse_total(const char *text, const char *key, uint64_t *total_us)
     return psi_parse_u64(total + sizeof(word) - 1, total_us);
 }
 
-bool psi_pressure_parse(const char *text, uint64_t *some_us, uint64_t *full_us)
-{
+bool psi_pressure_parse(const char *text, uint64_t *some_us, uint64_t *full_us) {
     uint64_t some = 0, full = 0;
     /* All tasks stalled means some are: a full above some is no PSI file. */
     if (!parse_total(text, "some", &some) || !parse_total(text, "full", &full) || full > some)
@@ -34,8 +32,7 @@ bool psi_pressure_parse(const char *text, uint64_t *some_us, uint64_t *full_us)
     return true;
 }
 
-void psi_pressure_explain(int error, const char **detail, const char **cure)
-{
+void psi_pressure_explain(int error, const char **detail, const char **cure) {
     switch (error) {
     case -EOPNOTSUPP:
         *detail = "PSI is built in but off";
@@ -61,8 +58,7 @@ void psi_pressure_explain(int error, const char **detail, const char **cure)
     }
 }
 
-static int try_path(psi_pressure *pressure, const char *dir, const char *tail, bool is_own, char *text)
-{
+static int try_path(psi_pressure *pressure, const char *dir, const char *tail, bool is_own, char *text) {
     uint64_t some_us, full_us;
     int error = psi_read_text(dir, strlen(dir), tail, text);
     if (error == 0 && !psi_pressure_parse(text, &some_us, &full_us))
@@ -74,8 +70,7 @@ static int try_path(psi_pressure *pressure, const char *dir, const char *tail, b
     return 0;
 }
 
-void psi_pressure_open(psi_pressure *pressure, const char *root, const psi_group *group, char *text, psi_source *row)
-{
+void psi_pressure_open(psi_pressure *pressure, const char *root, const psi_group *group, char *text, psi_source *row) {
     int error = -ENOENT;
     pressure->path[0] = '\0';
     /* The file is there even where the group's tree has no memory controller. It is not when
@@ -89,13 +84,11 @@ void psi_pressure_open(psi_pressure *pressure, const char *root, const psi_group
         psi_pressure_explain(error, &row->detail, &row->cure);
 }
 
-static double clamp_share(double share)
-{
+static double clamp_share(double share) {
     return share > 1 ? 1 : share;
 }
 
-void psi_pressure_read(psi_pressure *pressure, uint64_t at_us, char *text, psi_reading *reading)
-{
+void psi_pressure_read(psi_pressure *pressure, uint64_t at_us, char *text, psi_reading *reading) {
     uint64_t some_us = 0, full_us = 0;
     double some = 0, full = 0;
     if (pressure->path[0] == '\0' || psi_read_text(pressure->path, strlen(pressure->path), "", text) != 0 ||

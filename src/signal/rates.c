@@ -17,22 +17,19 @@
 
 /* ---- Window ----------------------------------------------------------------------------------- */
 
-void psi_window_begin(psi_window *window, uint64_t at_us, uint64_t value)
-{
+void psi_window_begin(psi_window *window, uint64_t at_us, uint64_t value) {
     window->at_us[0] = window->last_at_us = at_us;
     window->value[0] = window->last_value = value;
     window->count = 1;
 }
 
-static void drop_oldest(psi_window *window)
-{
+static void drop_oldest(psi_window *window) {
     window->count--;
     memmove(window->at_us, window->at_us + 1, window->count * sizeof(window->at_us[0]));
     memmove(window->value, window->value + 1, window->count * sizeof(window->value[0]));
 }
 
-static void keep(psi_window *window, uint64_t at_us, uint64_t value)
-{
+static void keep(psi_window *window, uint64_t at_us, uint64_t value) {
     if (at_us - window->at_us[window->count - 1] < PSI_WINDOW_SLOT_US)
         return;
     if (window->count == PSI_WINDOW_SLOTS)
@@ -42,8 +39,7 @@ static void keep(psi_window *window, uint64_t at_us, uint64_t value)
     window->count++;
 }
 
-bool psi_window_add(psi_window *window, uint64_t at_us, uint64_t value, double *rate)
-{
+bool psi_window_add(psi_window *window, uint64_t at_us, uint64_t value, double *rate) {
     if (window->count == 0 || at_us < window->last_at_us || value < window->last_value) {
         psi_window_begin(window, at_us, value);
         return false;
@@ -64,22 +60,19 @@ bool psi_window_add(psi_window *window, uint64_t at_us, uint64_t value, double *
 
 /* ---- Bound ------------------------------------------------------------------------------------ */
 
-void psi_bound_lost(psi_bound *bound)
-{
+void psi_bound_lost(psi_bound *bound) {
     bound->known = bound->has_before = bound->has_both = bound->has_shrink = false;
     bound->cache_growth = 0;
 }
 
-static void set_shrink(psi_bound *bound, double bytes_per_us, uint64_t span_us)
-{
+static void set_shrink(psi_bound *bound, double bytes_per_us, uint64_t span_us) {
     bound->has_shrink = true;
     bound->shrink = bytes_per_us;
     bound->shrink_span_us = span_us;
 }
 
 /* Both parts are fresh: the rate over the time since they both were, exact whichever moved. */
-static void take_both(psi_bound *bound, uint64_t at_us)
-{
+static void take_both(psi_bound *bound, uint64_t at_us) {
     int64_t sum = bound->free_bytes + bound->cache_bytes;
     if (bound->has_both && at_us - bound->both_at_us < LEAST_SPAN_US)
         return;
@@ -95,8 +88,7 @@ static void take_both(psi_bound *bound, uint64_t at_us)
     bound->both_cache_bytes = bound->cache_bytes;
 }
 
-void psi_bound_update(psi_bound *bound, uint64_t at_us, uint64_t limit_bytes, int64_t free_bytes, bool cache_is_fresh)
-{
+void psi_bound_update(psi_bound *bound, uint64_t at_us, uint64_t limit_bytes, int64_t free_bytes, bool cache_is_fresh) {
     /* A limit that was changed is no fill, and a clock that went back gives no span. */
     if (bound->known && (limit_bytes != bound->limit_bytes || at_us < bound->before_at_us || at_us < bound->both_at_us))
         psi_bound_lost(bound);
@@ -107,8 +99,10 @@ void psi_bound_update(psi_bound *bound, uint64_t at_us, uint64_t limit_bytes, in
     uint64_t span_us = bound->has_before ? at_us - bound->before_at_us : 0;
     if (bound->has_before && span_us < LEAST_SPAN_US && !cache_is_fresh)
         return;
-    if (bound->has_before && span_us >= LEAST_SPAN_US)
-        set_shrink(bound, ((double)bound->before_free_bytes - (double)free_bytes) / (double)span_us - bound->cache_growth, span_us);
+    if (bound->has_before && span_us >= LEAST_SPAN_US) {
+        double rate = ((double)bound->before_free_bytes - (double)free_bytes) / (double)span_us;
+        set_shrink(bound, rate - bound->cache_growth, span_us);
+    }
     if (cache_is_fresh)
         take_both(bound, at_us);
     bound->has_before = true;
@@ -116,22 +110,19 @@ void psi_bound_update(psi_bound *bound, uint64_t at_us, uint64_t limit_bytes, in
     bound->before_at_us = at_us;
 }
 
-static int64_t subtract_clamped(int64_t from, int64_t bytes)
-{
+static int64_t subtract_clamped(int64_t from, int64_t bytes) {
     const int64_t end = (int64_t)1 << 62;
     bytes = bytes > end ? end : bytes < -end ? -end : bytes;
     from = from > end ? end : from < -end ? -end : from;
     return from - bytes;
 }
 
-void psi_bound_took(psi_bound *bound, int64_t bytes)
-{
+void psi_bound_took(psi_bound *bound, int64_t bytes) {
     bound->before_free_bytes = subtract_clamped(bound->before_free_bytes, bytes);
     bound->both_sum_bytes = subtract_clamped(bound->both_sum_bytes, bytes);
 }
 
-uint64_t psi_bound_headroom(const psi_bound *bound)
-{
+uint64_t psi_bound_headroom(const psi_bound *bound) {
     int64_t sum = bound->free_bytes + bound->cache_bytes;
     if (sum <= 0)
         return 0;
@@ -140,8 +131,7 @@ uint64_t psi_bound_headroom(const psi_bound *bound)
 
 /* ---- Fill ------------------------------------------------------------------------------------- */
 
-void psi_fill_add(psi_fill *fill, uint64_t at_us, double shrink, uint64_t span_us)
-{
+void psi_fill_add(psi_fill *fill, uint64_t at_us, double shrink, uint64_t span_us) {
     double elapsed_us = fill->known && at_us > fill->at_us ? (double)(at_us - fill->at_us) : (double)span_us;
     double share;
     if (shrink > fill->bytes_per_us) {
@@ -158,8 +148,7 @@ void psi_fill_add(psi_fill *fill, uint64_t at_us, double shrink, uint64_t span_u
     fill->at_us = at_us;
 }
 
-int64_t psi_fill_bytes_per_s(const psi_fill *fill)
-{
+int64_t psi_fill_bytes_per_s(const psi_fill *fill) {
     const double end = 4e18; /* inside int64_t */
     double rate = fill->bytes_per_us * 1e6;
     return rate > end ? (int64_t)end : rate < -end ? -(int64_t)end : (int64_t)rate;

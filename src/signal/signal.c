@@ -30,8 +30,7 @@ struct psi_signal {
     char text[PSI_TEXT_BYTES];
 };
 
-int psi_read_text(const char *dir, size_t dir_length, const char *tail, char *text)
-{
+int psi_read_text(const char *dir, size_t dir_length, const char *tail, char *text) {
     char path[PSI_PATH_BYTES];
     if (!psi_path_join(path, dir, dir_length, tail))
         return -ENAMETOOLONG;
@@ -39,8 +38,7 @@ int psi_read_text(const char *dir, size_t dir_length, const char *tail, char *te
     return count < 0 ? (int)count : 0;
 }
 
-psi_signal *psi_signal_open(const char *root, psi_clock clock)
-{
+psi_signal *psi_signal_open(const char *root, psi_clock clock) {
     psi_signal *signal = calloc(1, sizeof(*signal));
     psi_group *group = calloc(2, sizeof(*group));
     char *mounts = malloc(MOUNTS_BYTES);
@@ -63,26 +61,22 @@ psi_signal *psi_signal_open(const char *root, psi_clock clock)
     return signal;
 }
 
-void psi_signal_close(psi_signal *signal)
-{
+void psi_signal_close(psi_signal *signal) {
     free(signal);
 }
 
-const psi_source *psi_signal_sources(const psi_signal *signal, size_t *count)
-{
+const psi_source *psi_signal_sources(const psi_signal *signal, size_t *count) {
     *count = ROWS;
     return signal->rows;
 }
 
-static psi_bound *tighter(psi_bound *a, psi_bound *b)
-{
+static psi_bound *tighter(psi_bound *a, psi_bound *b) {
     if (a == NULL || !b->known)
         return b->known ? b : a;
     return psi_bound_headroom(b) < psi_bound_headroom(a) ? b : a;
 }
 
-static psi_bound *tightest(psi_signal *signal)
-{
+static psi_bound *tightest(psi_signal *signal) {
     psi_bound *bound = tighter(NULL, &signal->meminfo.bound);
     for (size_t i = 0; i < signal->v2.count; i++)
         bound = tighter(bound, &signal->v2.level[i].bound);
@@ -93,8 +87,7 @@ static psi_bound *tightest(psi_signal *signal)
 
 /* The fill rate is that of the tightest bound, from its own history: when another becomes the
  * tightest, the step from one to the other is no fill. */
-static void join_headroom(psi_signal *signal, psi_reading *reading)
-{
+static void join_headroom(psi_signal *signal, psi_reading *reading) {
     const psi_bound *bound = tightest(signal);
     if (bound == NULL)
         return;
@@ -109,8 +102,7 @@ static void join_headroom(psi_signal *signal, psi_reading *reading)
     }
 }
 
-static bool is_slow_due(psi_signal *signal, uint64_t now_us)
-{
+static bool is_slow_due(psi_signal *signal, uint64_t now_us) {
     if (signal->has_slow && now_us >= signal->slow_at_us && now_us - signal->slow_at_us < SLOW_US)
         return false;
     signal->has_slow = true;
@@ -118,8 +110,7 @@ static bool is_slow_due(psi_signal *signal, uint64_t now_us)
     return true;
 }
 
-void psi_signal_read(psi_signal *signal, psi_reading *reading)
-{
+void psi_signal_read(psi_signal *signal, psi_reading *reading) {
     uint64_t now_us = signal->clock.now_us != NULL ? signal->clock.now_us(signal->clock.user) : psi_os_now_us();
     bool slow = is_slow_due(signal, now_us);
     *reading = (psi_reading){.at_us = now_us, .headroom_bytes = UINT64_MAX, .limit_bytes = UINT64_MAX};
@@ -136,8 +127,7 @@ void psi_signal_read(psi_signal *signal, psi_reading *reading)
     }
 }
 
-void psi_signal_took(psi_signal *signal, int64_t bytes)
-{
+void psi_signal_took(psi_signal *signal, int64_t bytes) {
     psi_bound_took(&signal->meminfo.bound, bytes);
     for (size_t i = 0; i < signal->v2.count; i++)
         psi_bound_took(&signal->v2.level[i].bound, bytes);

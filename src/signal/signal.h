@@ -23,7 +23,7 @@ typedef struct psi_reading {
     double stall_some_share;   /* share of the last second or so (at least 100 ms) in which some task stalled, 0..1 */
     double stall_full_share;   /* the same, all tasks at once */
     uint64_t headroom_bytes;   /* can still be allocated before the tightest limit is met */
-    uint64_t limit_bytes;      /* that limit: memory.max/high, the v1 limit, or MemTotal; both UINT64_MAX when not known */
+    uint64_t limit_bytes;      /* that limit: memory.max/high, the v1 limit, or MemTotal; UINT64_MAX: not known */
     int64_t fill_bytes_per_s;  /* how fast headroom shrinks (positive) or grows; fast attack, slow decay */
     double major_faults_per_s; /* of the own process, over about 1 s */
 } psi_reading;

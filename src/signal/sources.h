@@ -47,7 +47,8 @@ typedef struct psi_limits {
     size_t count;
 } psi_limits;
 
-void psi_limits_open(psi_limits *limits, const psi_group *group, psi_cgroup_version version, char *text, psi_source *row);
+void psi_limits_open(psi_limits *limits, const psi_group *group, psi_cgroup_version version, char *text,
+                     psi_source *row);
 
 /* Usage each time; limits and memory.stat, which change slowly and cost more, when `slow`.
  * `mapped_bytes`: the own unlocked file mappings, which are in the cache and not free. */

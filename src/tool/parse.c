@@ -1,4 +1,7 @@
 /* parse.c - numbers that people type. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include <ctype.h>
 #include <errno.h>
 #include <stdlib.h>

@@ -1,4 +1,7 @@
 /* print.c - how the command writes: units, colour on terminals only, JSON strings. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>

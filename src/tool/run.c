@@ -202,26 +202,34 @@ static bool is_listed(const char *list, const char *path) {
     return false;
 }
 
-/* In front: what comes first in LD_PRELOAD is asked first. */
-static int set_preload(const char *library) {
-    const char *before = getenv("LD_PRELOAD");
-    if (strpbrk(library, ": ")) { /* both separate names in LD_PRELOAD, and nothing quotes them */
-        fprintf(stderr,
-                "psi-cache run: LD_PRELOAD cannot name a path with a blank or a colon: %s\n"
-                "cure: link the directory to another path and set PSI_CACHE_LIB_DIR to that\n",
-                library);
-        return TOOL_RUN_FAILED;
-    }
+/* In front: what comes first in a list is asked first. */
+static int prepend(const char *variable, const char *entry) {
+    const char *before = getenv(variable);
     if (!before || !*before)
-        return set("LD_PRELOAD", library);
-    if (is_listed(before, library))
+        return set(variable, entry);
+    if (is_listed(before, entry))
         return TOOL_OK;
     char *both = NULL;
     int status = TOOL_RUN_FAILED;
-    if (asprintf(&both, "%s:%s", library, before) >= 0)
-        status = set("LD_PRELOAD", both);
+    if (asprintf(&both, "%s:%s", entry, before) >= 0)
+        status = set(variable, both);
     free(both);
     return status;
+}
+
+/* Blanks separate entries of LD_PRELOAD as colons do, and nothing quotes them; LD_LIBRARY_PATH takes blanks. */
+static int set_preload(const char *library) {
+    if (strchr(library, ':')) {
+        fprintf(stderr, "psi-cache run: LD_PRELOAD cannot name a path with a colon: %s\n"
+                "cure: install psi-cache in a directory without one\n", library);
+        return TOOL_RUN_FAILED;
+    }
+    if (!strchr(library, ' '))
+        return prepend("LD_PRELOAD", library);
+    char directory[PATH_MAX];
+    snprintf(directory, sizeof directory, "%.*s", (int)(last_part(library) - library - 1), library);
+    int status = prepend("LD_LIBRARY_PATH", directory);
+    return status == TOOL_OK ? prepend("LD_PRELOAD", LIBRARY) : status;
 }
 
 static int library_missing(void) {
@@ -229,15 +237,6 @@ static int library_missing(void) {
             "cure: set PSI_CACHE_LIB_DIR to its directory, or install again (pip install llm-psi-cache)\n",
             getenv("PSI_CACHE_LIB_DIR") ? ", nor in $PSI_CACHE_LIB_DIR" : "");
     return TOOL_RUN_FAILED;
-}
-
-/* The directories of the search are made whole, without links: a blank in one may be cured by a link. */
-static bool find_library(char *path, size_t capacity) {
-    const char *named = getenv("PSI_CACHE_LIB_DIR");
-    int length = named ? snprintf(path, capacity, "%s/" LIBRARY, named) : 0;
-    if (named && named[0] == '/' && length > 0 && (size_t)length < capacity && access(path, R_OK) == 0)
-        return true;
-    return tool_find_library(LIBRARY, path, capacity);
 }
 
 static int prepare(const char *command, const char *path, bool quiet) {
@@ -248,7 +247,7 @@ static int prepare(const char *command, const char *path, bool quiet) {
         fprintf(stderr, "psi-cache: %s runs untouched: %s; cure: %s\n", last_part(command), plan.reason, plan.cure);
     if (status != TOOL_OK || !plan.preload)
         return status;
-    return find_library(library, sizeof library) ? set_preload(library) : library_missing();
+    return tool_find_library(LIBRARY, library, sizeof library) ? set_preload(library) : library_missing();
 }
 
 int tool_run(int argc, char **argv) {

@@ -1,4 +1,7 @@
 /* status.c - psi-cache status: what the engines under psi-cache show on their boards. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>

@@ -1,4 +1,7 @@
 /* trim.c - psi-cache trim and psi-cache restore: write a request on a board, and say what came of it. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>

@@ -1,0 +1,68 @@
+"""A language model's KV cache that gives memory back before the kernel kills the process.
+
+>>> import psi_cache.llama              # before llama_cpp
+>>> import llama_cpp
+>>> import psi_cache
+>>> psi_cache.set_cache_limit(0.7)      # trim above pressure index 0.7, regrow below 0.3
+>>> psi_cache.stats()["resident_bytes"]
+
+All calls act on every cache of this process, and are safe from any thread. What fails raises
+:class:`PsiCacheError`, an ``OSError`` whose text names the cure.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, Optional, Union
+
+from . import _native
+from ._native import PsiCacheError, PsiCacheValueError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PsiCacheError",
+    "PsiCacheValueError",
+    "restore",
+    "set_cache_limit",
+    "stats",
+    "trim",
+    "version",
+]
+
+
+def set_cache_limit(high: float, low: Optional[float] = None) -> None:
+    """Trims while the pressure index (0 to 1) is above ``high``; regrows once it is below ``low``.
+
+    ``low`` is 3/7 of ``high`` by default, so 0.7 goes with 0.3. Takes effect at once, on open caches too.
+    Raises PsiCacheValueError unless 0 <= low < high <= 1.
+    """
+    _native.set_limits(high, low)
+
+
+def stats() -> Dict[str, Optional[Union[int, float]]]:
+    """What the caches of this process do now.
+
+    ``index`` is the pressure index, 0 to 1: the largest of ``index_stall``, ``index_headroom``,
+    ``index_forecast`` and ``index_thrash``; ``high`` and ``low`` are the limits it is compared with.
+    ``headroom_bytes`` can still be allocated below ``limit_bytes`` (both None where not known), and shrinks by
+    ``fill_bytes_per_s``. ``capacity_bytes`` is the caches' address space; ``resident_bytes``,
+    ``stored_bytes`` and ``dropped_bytes`` say where its content is. ``trims``, ``restores``, ``refusals``,
+    ``trimmed_bytes``, ``restored_bytes``, ``store_errors`` and ``steps`` count since the start; ``pools`` is how
+    many there are. Raises PsiCacheError (ENODEV) while no cache is open.
+    """
+    return _native.read_stats()
+
+
+def trim(fraction: float) -> None:
+    """Asks for ``fraction`` (0 to 1) of the resident bytes to be given back at the engine's next safe point."""
+    _native.trim(fraction)
+
+
+def restore() -> None:
+    """Asks for all that is stored to be read back at the engine's next safe point."""
+    _native.restore()
+
+
+def version() -> str:
+    """The library's version, such as "0.1.0"."""
+    return str(_native.library().psi_version().decode())

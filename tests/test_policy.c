@@ -1,0 +1,68 @@
+/* test_policy.c - the order in which blocks go. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#include "policy/policy.h"
+
+static void fifo_takes_the_oldest(void **state) {
+    (void)state;
+    psi_candidate c[] = {{.block = 0, .born = 3, .used = 1}, {.block = 1, .born = 1, .used = 9}, {.block = 2, .born = 2, .used = 5}};
+    size_t count = 3;
+    psi_policy_heapify(&psi_policy_fifo, c, count);
+    assert_int_equal(psi_policy_pop(&psi_policy_fifo, c, &count).block, 1);
+    assert_int_equal(psi_policy_pop(&psi_policy_fifo, c, &count).block, 2);
+    assert_int_equal(psi_policy_pop(&psi_policy_fifo, c, &count).block, 0);
+    assert_int_equal(count, 0);
+}
+
+static void lru_takes_the_longest_unused_then_the_oldest(void **state) {
+    (void)state;
+    psi_candidate c[] = {{.block = 0, .born = 2, .used = 5}, {.block = 1, .born = 1, .used = 9}, {.block = 2, .born = 1, .used = 5}};
+    size_t count = 3;
+    psi_policy_heapify(&psi_policy_lru, c, count);
+    assert_int_equal(psi_policy_pop(&psi_policy_lru, c, &count).block, 2);
+    assert_int_equal(psi_policy_pop(&psi_policy_lru, c, &count).block, 0);
+    assert_int_equal(psi_policy_pop(&psi_policy_lru, c, &count).block, 1);
+}
+
+static void any_order_of_many_comes_out_sorted(void **state) {
+    (void)state;
+    enum { MANY = 1000 };
+    psi_candidate c[MANY];
+    unsigned random = 12345;
+    for (uint32_t i = 0; i < MANY; i++) {
+        random = random * 1103515245u + 12345u;
+        c[i] = (psi_candidate){.block = i, .born = random >> 20, .used = random >> 28};
+    }
+    size_t count = MANY;
+    psi_policy_heapify(&psi_policy_lru, c, count);
+    psi_candidate before = psi_policy_pop(&psi_policy_lru, c, &count);
+    while (count > 0) {
+        psi_candidate next = psi_policy_pop(&psi_policy_lru, c, &count);
+        assert_false(psi_policy_lru.goes_before(&next, &before));
+        before = next;
+    }
+}
+
+static void policies_are_found_by_name(void **state) {
+    (void)state;
+    assert_ptr_equal(psi_policy_find("lru"), &psi_policy_lru);
+    assert_ptr_equal(psi_policy_find(NULL), &psi_policy_fifo);
+    assert_ptr_equal(psi_policy_find(""), &psi_policy_fifo);
+    assert_null(psi_policy_find("random"));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(fifo_takes_the_oldest),
+        cmocka_unit_test(lru_takes_the_longest_unused_then_the_oldest),
+        cmocka_unit_test(any_order_of_many_comes_out_sorted),
+        cmocka_unit_test(policies_are_found_by_name),
+    };
+    return cmocka_run_group_tests_name("policy", tests, NULL, NULL);
+}
