@@ -269,10 +269,9 @@ class MemoryGroup:
             return None
 
     def file_bytes(self):
-        """Page cache charged to the group: (what the kernel may take back, what is locked)."""
+        """Page cache charged to the group: (all of it, how much of it is known as locked)."""
         path = (self.v1 or self.v2) + "/memory.stat"
-        take_back = [_keyed(path, key) or 0 for key in ("active_file", "inactive_file")]
-        return sum(take_back), _keyed(path, "unevictable") or 0
+        return _keyed(path, "cache" if self.v1 else "file") or 0, _keyed(path, "unevictable") or 0
 
     def pressure(self):
         """Text of the group's memory.pressure; None where there is none (v1 only, PSI off)."""

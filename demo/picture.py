@@ -3,6 +3,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import NullFormatter, ScalarFormatter  # noqa: E402
 
 MIB = 1024 * 1024
 TITLES = {"stock": "stock llama.cpp", "lazy": "pages taken late, controller off", "ours": "with psi_cache"}
@@ -43,12 +44,17 @@ def _memory(axis, side, zero_s, colour):
     x, y = _series(side["samples"], zero_s, 2, MIB)
     axis.plot(x, y, color=colour, linewidth=1.1, linestyle=":", label="model's private memory")
     if side["limit_bytes"]:
-        axis.axhline(side["limit_bytes"] / MIB, color=RED, linewidth=1.2, linestyle="--", label="limit")
+        begin_s, end_s = side["samples"][0][0], side["samples"][-1][0]
+        begin_s = max(begin_s, side["limit_set_s"] if side["limit_set_s"] < end_s else begin_s)
+        axis.plot([begin_s - zero_s, end_s + 2 * AFTER_S - zero_s], [side["limit_bytes"] / MIB] * 2, color=RED,
+                  linewidth=1.2, linestyle="--", label="limit")
     axis.legend(loc="lower left", fontsize=7.5, framealpha=0.85, borderpad=0.3)
 
 
 def _cache(axis, side, zero_s, colour):
     x, y = _stat(side, zero_s, "resident_bytes", MIB)
+    if not x and not side["stock"]:
+        return
     if not x:  # stock: the whole context's cache, from the first moment to the last
         x = [side["samples"][0][0] - zero_s, side["samples"][-1][0] - zero_s]
         y = [side["context_cache_bytes"] / MIB] * 2
@@ -75,6 +81,8 @@ def _steps(axis, side, zero_s, colour):
     x, y = _series(side["steps"], zero_s, 1, 1000)
     axis.scatter(x, y, s=6, color=colour, linewidths=0)
     axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(ScalarFormatter())
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 ROWS = ((_memory, "memory (MiB)"), (_cache, "cache in memory (MiB)"), (_index, "pressure index"),
@@ -87,7 +95,9 @@ def _mark_end(axes, side, zero_s, result):
     end_s = side["samples"][-1][0] - zero_s
     for axis in axes:
         axis.axvline(end_s, color=RED, linewidth=1.6)
-    axes[0].annotate("killed", (end_s, 0.5), xycoords=("data", "axes fraction"), xytext=(5, 0),
+    left, right = axes[0].get_xlim()
+    beside = (5, "left") if end_s < left + 0.75 * (right - left) else (-5, "right")
+    axes[0].annotate("killed", (end_s, 0.5), xycoords=("data", "axes fraction"), xytext=(beside[0], 0), ha=beside[1],
                      textcoords="offset points", color=RED, fontsize=11, fontweight="bold", va="center")
 
 
@@ -112,7 +122,7 @@ def draw(samples, results, path):
     figure, grid = plt.subplots(len(ROWS), len(sides), figsize=(4.3 * len(sides) + 0.6, 9.4), sharex="col",
                                 sharey="row", squeeze=False, gridspec_kw={"height_ratios": (1.5, 1, 0.8, 1)})
     for column, name in enumerate(sides):
-        side, zero_s = samples[name], _origin_s(samples[name])
+        side, zero_s = {**samples[name], "stock": name == "stock"}, _origin_s(samples[name])
         axes = grid[:, column]
         begin_s, end_s = _spike_span(side, zero_s)
         for row, (plot, label) in enumerate(ROWS):
@@ -124,14 +134,12 @@ def draw(samples, results, path):
             axis.spines[["top", "right"]].set_visible(False)
             if column == 0:
                 axis.set_ylabel(label)
+        axes[0].set_xlim(*span)
         _mark_end(axes, side, zero_s, results[name])
         axes[0].set_title("%s\n" % TITLES[name], fontsize=12, fontweight="bold", color=COLOURS[name])
         axes[0].text(0.5, 1.04, _verdict(results[name]), transform=axes[0].transAxes, ha="center", fontsize=10,
                      color=RED if results[name]["killed"] or not results[name]["finished"] else GREEN)
         axes[-1].set_xlabel("seconds since the spike began" if side["spike"] else "seconds since the first token")
-    grid[0, 0].set_xlim(*span)
-    for axis in grid[0]:
-        axis.set_xlim(*span)
     grid[0, 0].set_ylim(0, memory_top)
     grid[1, 0].set_ylim(bottom=0)
     grid[2, 0].set_ylim(0, 1.05)

@@ -70,7 +70,7 @@ typedef struct psi_options {
     uint64_t dwell_us;         /* no regrowing this long after a trim; default 2 s */
     uint64_t horizon_us;       /* how far ahead the fill rate is extrapolated; default 500 ms */
     uint64_t reserve_bytes;    /* headroom to keep; default 1/16 of the limit, 16 MiB to 256 MiB */
-    uint64_t floor_bytes;      /* never trim a pool below this; default 1/16 of its capacity */
+    uint64_t floor_bytes;      /* never trim a pool below this; default 1/32 of its capacity */
     const char *policy;        /* "fifo" (default) or "lru" */
     const char *store;         /* "file" (default) or "none" (trimmed blocks are dropped) */
     const char *store_dir;     /* directory of the store, on a disk; default /var/tmp ($TMPDIR is often memory) */

@@ -757,7 +757,8 @@ static void parsers_refuse_what_is_not_theirs(void **state) {
                                               "MemTotal: 0 kB\nMemAvailable: 0 kB\n",
                                               "MemTotal: 5 kB\nMemAvailable: 6 kB\n",
                                               "MemTotal: 18446744073709551615 kB\nMemAvailable: 1 kB\n",
-                                              "MemTotal: -5 kB\nMemAvailable: -6 kB\n", "XMemTotal: 5 kB\nMemAvailable: 5 kB\n"};
+                                              "MemTotal: -5 kB\nMemAvailable: -6 kB\n",
+                                              "XMemTotal: 5 kB\nMemAvailable: 5 kB\n"};
     for (size_t i = 0; i < sizeof(not_meminfo) / sizeof(not_meminfo[0]); i++)
         assert_false(psi_meminfo_parse(not_meminfo[i], &a, &b));
     static const char *const not_stat[] = {"", "1 x S 1 2 3 4 5 6 7 8 9 10", "1 (x", "1 (x)", "1 (x) S 1 2 3 4 5 6 7 8",

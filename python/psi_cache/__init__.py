@@ -54,7 +54,7 @@ def stats() -> Dict[str, Optional[Union[int, float]]]:
 
 
 def trim(fraction: float) -> None:
-    """Asks for ``fraction`` (0 to 1) of the resident bytes to be given back at the engine's next safe point."""
+    """Asks for ``fraction`` (above 0, up to 1) of the resident bytes to be given back at the engine's next safe point."""
     _native.trim(fraction)
 
 

@@ -193,7 +193,7 @@ def read_stats() -> Dict[str, Optional[Number]]:
 
 def trim(share: float) -> None:
     share = float(share)
-    check(library().psi_cache_trim(None, share), f"trim({share:g})", EINVAL="give a share from 0 to 1")
+    check(library().psi_cache_trim(None, share), f"trim({share:g})", EINVAL="give a share above 0, up to 1")
 
 
 def restore() -> None:

@@ -63,15 +63,18 @@ int psi_set_cache_limit(double high) {
 
 /* ---- open, close ------------------------------------------------------------------------------- */
 
+/* Never silently inactive: what leads the controller is missed aloud, the rest on request. */
 static void log_sources(const psi_cache *cache) {
     size_t count = 0;
     const psi_source *sources = psi_signal_sources(cache->signal, &count);
     for (size_t i = 0; i < count; i++) {
-        if (sources[i].in_use) {
-            psi_log_line(&cache->settings.log, PSI_LOG_INFO, "source %s: %s", sources[i].name, sources[i].detail);
+        const psi_source *s = &sources[i];
+        bool leads = strcmp(s->name, "psi") == 0 || strcmp(s->name, "meminfo") == 0;
+        if (s->in_use) {
+            psi_log_line(&cache->settings.log, PSI_LOG_INFO, "source %s: %s", s->name, s->detail);
         } else {
-            psi_log_line(&cache->settings.log, PSI_LOG_INFO, "source %s is missing: %s; %s", sources[i].name, sources[i].detail,
-                         sources[i].cure);
+            psi_log_line(&cache->settings.log, leads ? PSI_LOG_WARN : PSI_LOG_INFO, "source %s is missing: %s; %s", s->name, s->detail,
+                         s->cure);
         }
     }
 }

@@ -108,7 +108,7 @@ static psi_pool *finish(psi_pool *pool, const psi_pool_options *options) {
     }
     uint64_t capacity = (uint64_t)pool->blocks * pool->block_total_bytes;
     uint64_t set = options->floor_bytes != 0 ? options->floor_bytes : psi_cache_floor_bytes(pool->cache);
-    pool->floor_bytes = set != 0 ? set : capacity / 16;
+    pool->floor_bytes = set != 0 ? set : capacity / 32;
     open_store(pool);
     psi_cache_add_pool(pool->cache, pool);
     return pool;

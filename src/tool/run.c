@@ -41,7 +41,7 @@ enum { OPTIONS = sizeof the_options / sizeof *the_options };
 
 static bool is_choice(const char *choices, const char *value) {
     size_t length = strlen(value);
-    for (const char *at = choices; length > 0 && at; at = strchr(at, '|') ? strchr(at, '|') + 1 : NULL)
+    for (const char *at = strchr(value, '|') ? NULL : choices; length > 0 && at; at = strchr(at, '|') ? strchr(at, '|') + 1 : NULL)
         if (strncmp(at, value, length) == 0 && (at[length] == '|' || at[length] == '\0'))
             return true;
     return false;

@@ -62,10 +62,11 @@ static void look_again(request *asked) {
         asked->outcome = TAKEN;
     if (psi_board_read_stats(asked->board, &now) != 0)
         return;
-    bool moved = asked->is_trim ? now.trimmed_bytes != asked->before.trimmed_bytes
-                                : now.restored_bytes != asked->before.restored_bytes;
-    /* Done once it stands still: a restore goes in steps. */
-    if (asked->outcome == TAKEN && moved && now.resident_bytes == asked->after.resident_bytes)
+    /* A trim is one cycle a pool: done once it stands still. A restore goes in small steps, to the last block. */
+    bool done = asked->is_trim ? now.trimmed_bytes != asked->before.trimmed_bytes &&
+                                     now.resident_bytes == asked->after.resident_bytes
+                               : now.restored_bytes != asked->before.restored_bytes && now.stored_bytes == 0;
+    if (asked->outcome == TAKEN && done)
         asked->outcome = DONE;
     asked->after = now;
 }
@@ -91,16 +92,16 @@ static void report(const request *asked) {
     const psi_stats *a = &asked->before, *b = &asked->after;
     const char *verb = asked->is_trim ? "trim" : "restore";
     char from[TOOL_BYTES_TEXT], to[TOOL_BYTES_TEXT], moved[TOOL_BYTES_TEXT];
+    uint64_t moved_bytes = asked->is_trim ? b->trimmed_bytes - a->trimmed_bytes : b->restored_bytes - a->restored_bytes;
     printf("%" PRId64 ": ", asked->pid);
     switch (asked->outcome) {
     case DONE:
-        printf("resident %s -> %s (%s %s)\n", tool_bytes(from, a->resident_bytes), tool_bytes(to, b->resident_bytes),
-               tool_bytes(moved, asked->is_trim ? b->trimmed_bytes - a->trimmed_bytes
-                                                : b->restored_bytes - a->restored_bytes),
-               asked->is_trim ? "given back" : "restored");
-        break;
     case TAKEN:
-        if (b->steps != a->steps)
+        if (moved_bytes > 0)
+            printf("resident %s -> %s (%s %s%s)\n", tool_bytes(from, a->resident_bytes),
+                   tool_bytes(to, b->resident_bytes), tool_bytes(moved, moved_bytes),
+                   asked->is_trim ? "given back" : "restored", asked->outcome == DONE ? "" : " so far; the rest follows");
+        else if (b->steps != a->steps)
             printf("taken, and nothing moved: %s\n", asked->is_trim
                    ? "what is left is the floor, or what the present step needs" : "under pressure nothing comes back");
         else

@@ -1,0 +1,283 @@
+"""One process, one engine, one scenario: run by test_llama_python.py, with and without psi_cache, because what stands in for
+the engine's calls must be loaded before it. Prints one JSON object.
+
+    python llama_driver.py SCENARIO '{"ours": true, "model": "...", ...}'
+"""
+
+import ctypes
+import hashlib
+import json
+import os
+import pathlib
+import sys
+
+options = json.loads(sys.argv[2])
+if options["ours"]:
+    import psi_cache.llama
+    import psi_cache
+
+import llama_cpp  # noqa: E402  after psi_cache.llama
+import numpy  # noqa: E402
+from llama_cpp import llama_cpp as low  # noqa: E402
+
+
+def rss_anon_bytes() -> int:
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("no RssAnon in /proc/self/status")
+
+
+class Engine:
+    """A context of llama.cpp through its own low-level interface, so that sequences and positions are ours to choose."""
+
+    def __init__(self, cells=32768, flash_attention=True, sequences=1, unified=False, swa_full=True, batch=512):
+        low.llama_backend_init()
+        self.model = low.llama_model_load_from_file(options["model"].encode(), low.llama_model_default_params())
+        assert self.model
+        parameters = low.llama_context_default_params()
+        parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = cells, batch, min(batch, 512)
+        parameters.n_threads = parameters.n_threads_batch = 2
+        parameters.n_seq_max, parameters.kv_unified, parameters.swa_full = sequences, unified, swa_full
+        parameters.flash_attn_type = 1 if flash_attention else 0
+        self.context = low.llama_init_from_model(self.model, parameters)
+        assert self.context
+        self.vocabulary = low.llama_model_get_vocab(self.model)
+        self.words = low.llama_vocab_n_tokens(self.vocabulary)
+        self.batch = low.llama_batch_init(batch, 0, 1)
+        self.batch_size = batch
+        self.rss_after_context_bytes = rss_anon_bytes()
+
+    def tokens(self, text: str, count: int):
+        data = text.encode()
+        buffer = (low.llama_token * (len(data) + 8))()
+        got = low.llama_tokenize(self.vocabulary, data, len(data), buffer, len(buffer), True, False)
+        assert got >= count, (got, count)
+        return list(buffer[:count])
+
+    def decode(self, tokens, first_position: int, sequence: int = 0) -> int:
+        """Decodes tokens of one sequence; the last one's logits are wanted. The engine's return value."""
+        for at in range(0, len(tokens), self.batch_size):
+            part = tokens[at : at + self.batch_size]
+            self.batch.n_tokens = len(part)
+            for i, token in enumerate(part):
+                self.batch.token[i] = token
+                self.batch.pos[i] = first_position + at + i
+                self.batch.n_seq_id[i] = 1
+                self.batch.seq_id[i][0] = sequence
+                self.batch.logits[i] = i == len(part) - 1
+            result = low.llama_decode(self.context, self.batch)
+            if result != 0:
+                return result
+        return 0
+
+    def logits(self):
+        pointer = low.llama_get_logits_ith(self.context, -1)
+        return numpy.ctypeslib.as_array(pointer, shape=(self.words,)).copy()
+
+    def again(self, token: int, position: int, sequence: int = 0):
+        """Takes the sequence's last token back, decodes it anew, and gives its logits."""
+        low.llama_memory_seq_rm(low.llama_get_memory(self.context), sequence, position, -1)
+        result = self.decode([token], position, sequence)
+        assert result == 0, result
+        return self.logits()
+
+
+def text(seed: int, entries: int = 700) -> str:
+    return "".join(
+        f"Log entry {i}: arm {seed + i % 7} moved to {(i * 37 + seed) % 360} degrees and held for {i % 11} seconds. "
+        for i in range(entries)
+    )
+
+
+def digest(hashed, logits) -> None:
+    hashed.update(logits.tobytes())
+
+
+def greedy():
+    """Greedy output and all its logits."""
+    engine = Engine(flash_attention=options["flash_attention"])
+    prompt = engine.tokens(text(1), options["prompt"])
+    assert engine.decode(prompt, 0) == 0
+    hashed, out = hashlib.sha256(), []
+    for i in range(options["count"]):
+        logits = engine.logits()
+        digest(hashed, logits)
+        out.append(int(logits.argmax()))
+        assert engine.decode([out[-1]], len(prompt) + i) == 0
+    return {"tokens": out, "logits": hashed.hexdigest(), "rss_after_context_bytes": engine.rss_after_context_bytes}
+
+
+def stats_now():
+    return psi_cache.stats() if options["ours"] else {}
+
+
+def round_trip():
+    """Trims half the cells of each sequence, restores them, and evaluates the last token again each time."""
+    sequences = options.get("sequences", 1)
+    engine = Engine(
+        cells=options.get("cells", 32768),
+        flash_attention=options["flash_attention"],
+        sequences=sequences,
+        unified=options.get("unified", False),
+    )
+    prompts = [engine.tokens(text(s + 1), options["prompt"]) for s in range(sequences)]
+    for s, prompt in enumerate(prompts):
+        assert engine.decode(prompt, 0, s) == 0
+    last = options["prompt"] - 1
+
+    def all_again():
+        return [engine.again(prompt[-1], last, s) for s, prompt in enumerate(prompts)]
+
+    before = all_again()
+    rss = [rss_anon_bytes()]
+    psi_cache.trim(0.5)
+    first_hidden = engine.again(prompts[0][-1], last, 0)
+    trimmed = stats_now()
+    rss.append(rss_anon_bytes())
+    psi_cache.restore()
+    after = all_again()
+    rss.append(rss_anon_bytes())
+    return {
+        "identical": [a.tobytes() == b.tobytes() for a, b in zip(before, after)],
+        "changed_while_trimmed": bool((first_hidden != before[0]).any()),
+        "finite_while_trimmed": bool(numpy.isfinite(first_hidden).all()),
+        "trimmed": trimmed,
+        "restored": stats_now(),
+        "rss_bytes": rss,
+    }
+
+
+def asleep():
+    """Only what no step can see goes: the output must not change at all, and sequence 1 must wake exactly."""
+    engine = Engine(cells=8192, flash_attention=options["flash_attention"], sequences=2, unified=options["unified"])
+    prompts = [engine.tokens(text(s + 1), 1500) for s in range(2)]
+    for s in (1, 0):
+        assert engine.decode(prompts[s], 0, s) == 0
+    hashed, stored = hashlib.sha256(), 0
+    for i in range(24):
+        logits = engine.logits()
+        digest(hashed, logits)
+        if options["ours"] and i == 4:
+            psi_cache.trim(0.3)
+        assert engine.decode([int(logits.argmax())], 1500 + i, 0) == 0
+        stored = max(stored, stats_now().get("stored_bytes", 0))
+    digest(hashed, engine.again(prompts[1][-1], 1499, 1))
+    return {"logits": hashed.hexdigest(), "stored_bytes": stored}
+
+
+def save_state():
+    """Saves a trimmed context, loads it into the same one, and compares."""
+    engine = Engine(cells=8192, flash_attention=options["flash_attention"])
+    prompt = engine.tokens(text(1), 2000)
+    assert engine.decode(prompt, 0) == 0
+    before = engine.again(prompt[-1], 1999)
+    if options["ours"]:
+        psi_cache.trim(0.5)
+        engine.again(prompt[-1], 1999)
+    stored = stats_now().get("stored_bytes", 0)
+    size = low.llama_state_get_size(engine.context)
+    state = (ctypes.c_uint8 * size)()
+    assert low.llama_state_get_data(engine.context, state, size) == size
+    # What the numbers of the file header and the last logits are does not matter here: the KV bytes must be whole.
+    low.llama_memory_clear(low.llama_get_memory(engine.context), True)
+    resident_when_cleared = stats_now().get("resident_bytes", 0)
+    assert low.llama_state_set_data(engine.context, state, size) == size
+    after = engine.again(prompt[-1], 1999)
+    return {
+        "identical": before.tobytes() == after.tobytes(),
+        "stored_bytes": stored,
+        "resident_when_cleared_bytes": resident_when_cleared,
+    }
+
+
+def shift():
+    """Context shift: the engine turns all keys in place, stored ones too."""
+    engine = Engine(cells=4096, flash_attention=options["flash_attention"])
+    prompt = engine.tokens(text(1), 1000)
+    assert engine.decode(prompt, 0) == 0
+    if options["ours"]:
+        psi_cache.trim(0.5)
+        engine.again(prompt[-1], 999)
+    stored = stats_now().get("stored_bytes", 0)
+    memory = low.llama_get_memory(engine.context)
+    low.llama_memory_seq_rm(memory, 0, 10, 110)
+    low.llama_memory_seq_add(memory, 0, 110, -1, -100)
+    assert engine.decode([prompt[5]], 900) == 0
+    if options["ours"]:
+        psi_cache.restore()
+    return {"logits": hashlib.sha256(engine.again(prompt[5], 900).tobytes()).hexdigest(), "stored_bytes": stored}
+
+
+def refusal():
+    """Pressure with nothing left to trim: decode says 1 and the cache is as before; then the pressure goes."""
+    root = pathlib.Path(options["root"])
+
+    def available(mib: int) -> None:
+        (root / "proc").mkdir(parents=True, exist_ok=True)
+        (root / "proc" / "meminfo").write_text(f"MemTotal: 8388608 kB\nMemFree: {mib * 1024} kB\nMemAvailable: {mib * 1024} kB\n")
+
+    def wait(refusing: bool) -> None:
+        for _ in range(2000):
+            if bool(psi_cache.llama._library.psi_llama_refuses(512)) == refusing:
+                return
+            ctypes.CDLL(None).usleep(5000)
+        raise RuntimeError("the pressure was not noticed")
+
+    available(8000)
+    os.environ.update(PSI_CACHE_ROOT=str(root), PSI_CACHE_FLOOR_BYTES="100G")
+    engine = Engine(cells=4096, flash_attention=options["flash_attention"])
+    prompt = engine.tokens(text(1), 992)
+    assert engine.decode(prompt[:480], 0) == 0
+    before = engine.again(prompt[479], 479)
+    available(1)
+    wait(True)
+    refused = engine.decode(prompt[480:], 480)
+    if options.get("around_the_wrapper"):
+        refused = low.llama_decode.__wrapped__(engine.context, engine.batch)
+    during = engine.again(prompt[479], 479)
+    available(8000)
+    wait(False)
+    assert engine.decode(prompt[480:], 480) == 0
+    after = engine.logits()
+    low.llama_memory_clear(low.llama_get_memory(engine.context), True)
+    assert engine.decode(prompt[:480], 0) == 0
+    assert engine.decode(prompt[480:], 480) == 0
+    return {
+        "refused": refused,
+        "unchanged": before.tobytes() == during.tobytes(),
+        "afterwards": after.tobytes() == engine.logits().tobytes(),
+    }
+
+
+def contexts():
+    """Contexts made and freed again: nothing is left of them."""
+    sizes = []
+    for _ in range(3):
+        engine = Engine(cells=8192, flash_attention=True)
+        assert engine.decode(engine.tokens(text(1), 1000), 0) == 0
+        low.llama_free(engine.context)
+        low.llama_model_free(engine.model)
+        sizes.append(stats_now())
+    return {"stats": sizes}
+
+
+def run():
+    engine = Engine(cells=4096, flash_attention=options["flash_attention"])
+    prompt = engine.tokens(text(1), 600)
+    assert engine.decode(prompt, 0) == 0
+    before = engine.again(prompt[-1], 599)
+    if options["ours"]:
+        psi_cache.trim(0.5)
+        engine.again(prompt[-1], 599)
+        trimmed = stats_now()
+        psi_cache.restore()
+    after = engine.again(prompt[-1], 599)
+    return {
+        "identical": before.tobytes() == after.tobytes(),
+        "logits": hashlib.sha256(before.tobytes()).hexdigest(),
+        "trimmed": trimmed if options["ours"] else {},
+    }
+
+
+print(json.dumps(globals()[sys.argv[1]]()))

@@ -1,0 +1,154 @@
+"""The real llama-cpp-python with the real model, with and without psi_cache: what must be the same is compared bit for bit."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: run make test")
+DRIVER = pathlib.Path(__file__).with_name("llama_driver.py")
+BOTH = pytest.mark.parametrize("flash_attention", [True, False], ids=["flash", "no-flash"])
+
+
+def drive(model, scenario, ours=True, environment=None, **options):
+    """Runs a scenario in a process of its own; its result, and what it wrote to stderr."""
+    surroundings = {k: v for k, v in os.environ.items() if not k.startswith("PSI_CACHE_") or k == "PSI_CACHE_LIB_DIR"}
+    surroundings.update({"PSI_CACHE_CONTROLLER": "off"} if environment is None else environment)
+    done = subprocess.run(
+        [sys.executable, str(DRIVER), scenario, json.dumps({"ours": ours, "model": model, **options})],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=surroundings,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+def said(stderr):
+    return [line for line in stderr.splitlines() if line.startswith("psi-cache: ")]
+
+
+@BOTH
+def test_without_pressure_500_tokens_and_their_logits_are_stock_s(model, flash_attention):
+    options = {"flash_attention": flash_attention, "prompt": 200, "count": 500}
+    stock, _ = drive(model, "greedy", ours=False, **options)
+    ours, stderr = drive(model, "greedy", **options)
+    assert ours["tokens"] == stock["tokens"]
+    assert ours["logits"] == stock["logits"]
+    assert said(stderr) == []
+    share = ours["rss_after_context_bytes"] / stock["rss_after_context_bytes"]
+    print(f"RssAnon after context creation, 32K, full-size SWA: {share:.3f} of stock's")
+    assert share <= 0.2
+
+
+def test_half_of_4000_tokens_goes_and_comes_back_bit_for_bit(model):
+    got, _ = drive(model, "round_trip", flash_attention=True, prompt=4000)
+    assert got["identical"] == [True]
+    assert got["changed_while_trimmed"] and got["finite_while_trimmed"]
+    stored = got["trimmed"]["stored_bytes"]
+    assert stored >= 0.49 * (got["trimmed"]["resident_bytes"] + stored)
+    fell, rose = got["rss_bytes"][0] - got["rss_bytes"][1], got["rss_bytes"][2] - got["rss_bytes"][1]
+    print(f"{stored >> 20} MiB trimmed, RssAnon fell by {fell / stored:.3f} of it")
+    assert fell >= 0.9 * stored
+    assert rose >= 0.9 * stored
+    assert got["restored"]["stored_bytes"] == 0
+
+
+def test_without_flash_attention_bits_come_back_too(model):
+    """V is transposed: only ranges of 2,048 cells free its pages (4 KiB pages), so less memory comes back."""
+    got, _ = drive(model, "round_trip", flash_attention=False, prompt=4000)
+    assert got["identical"] == [True]
+    fell, stored = got["rss_bytes"][0] - got["rss_bytes"][1], got["trimmed"]["stored_bytes"]
+    print(f"no flash attention: RssAnon fell by {fell / stored:.3f} of {stored >> 20} MiB trimmed")
+    assert fell >= 0.4 * stored  # K's half
+
+
+@BOTH
+@pytest.mark.parametrize("unified", [True, False], ids=["unified", "streams"])
+def test_two_sequences_go_and_come_back_bit_for_bit(model, flash_attention, unified):
+    got, _ = drive(
+        model, "round_trip", flash_attention=flash_attention, sequences=2, unified=unified, prompt=2000, cells=8192
+    )
+    assert got["identical"] == [True, True]
+    assert got["trimmed"]["stored_bytes"] > 0
+
+
+@BOTH
+@pytest.mark.parametrize("unified", [True, False], ids=["unified", "streams"])
+def test_what_no_step_sees_goes_without_changing_a_bit(model, flash_attention, unified):
+    options = {"flash_attention": flash_attention, "unified": unified}
+    stock, _ = drive(model, "asleep", ours=False, **options)
+    ours, _ = drive(model, "asleep", **options)
+    assert ours["stored_bytes"] > 0
+    assert ours["logits"] == stock["logits"]
+
+
+@BOTH
+def test_a_context_saved_while_blocks_are_out_is_saved_whole(model, flash_attention):
+    got, _ = drive(model, "save_state", flash_attention=flash_attention)
+    assert got["stored_bytes"] > 0
+    assert got["identical"]
+    assert got["resident_when_cleared_bytes"] == 0
+
+
+@BOTH
+def test_a_context_shift_turns_stored_keys_too(model, flash_attention):
+    stock, _ = drive(model, "shift", ours=False, flash_attention=flash_attention)
+    ours, _ = drive(model, "shift", flash_attention=flash_attention)
+    assert ours["stored_bytes"] > 0
+    assert ours["logits"] == stock["logits"]
+
+
+@pytest.mark.parametrize("around_the_wrapper", [False, True], ids=["decode", "step"])
+def test_a_refusal_is_a_clean_error_and_the_cache_is_as_before(model, tmp_path, around_the_wrapper):
+    got, _ = drive(
+        model, "refusal", environment={}, flash_attention=True, root=str(tmp_path), around_the_wrapper=around_the_wrapper
+    )
+    assert got["refused"] == (2 if around_the_wrapper else 1)  # 1: "no KV slot"; 2: the step itself was not begun
+    assert got["unchanged"]
+    assert got["afterwards"]
+
+
+def test_contexts_that_are_freed_leave_nothing(model):
+    got, _ = drive(model, "contexts")
+    for stats in got["stats"]:
+        assert stats["pools"] == 0 and stats["capacity_bytes"] == 0
+
+
+def run_with(model, **environment):
+    stock, _ = drive(model, "run", ours=False, flash_attention=True)
+    ours, stderr = drive(model, "run", environment=environment, flash_attention=True)
+    assert ours["logits"] == stock["logits"]
+    return ours, said(stderr)
+
+
+def test_a_full_store_says_so_once_and_loses_nothing(model):
+    ours, lines = run_with(model, PSI_CACHE_CONTROLLER="off", PSI_CACHE_STORE_MAX_BYTES="600K")
+    assert ours["identical"]
+    assert 0 < ours["trimmed"]["stored_bytes"] <= 600 << 10
+    assert 1 <= len(lines) <= 2 and all("is full" in line for line in lines)  # a line a pool
+
+
+def test_no_store_directory_is_one_line_a_pool(model):
+    ours, lines = run_with(model, PSI_CACHE_CONTROLLER="off", PSI_CACHE_STORE_DIR="/nowhere/at/all")
+    assert ours["trimmed"]["dropped_bytes"] > 0
+    assert len(lines) == 2 and all("PSI_CACHE_STORE_DIR" in line for line in lines)
+
+
+def test_without_psi_and_cgroups_it_runs_on_and_says_so(model, tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 8388608 kB\nMemAvailable: 8000000 kB\n")
+    ours, lines = run_with(model, PSI_CACHE_ROOT=str(tmp_path))
+    assert ours["identical"]
+    assert len(lines) == 1 and "source psi is missing" in lines[0]
+
+
+def test_disabled_means_untouched(model):
+    stock, _ = drive(model, "greedy", ours=False, flash_attention=True, prompt=20, count=5)
+    ours, _ = drive(model, "greedy", environment={"PSI_CACHE_DISABLE": "1"}, flash_attention=True, prompt=20, count=5)
+    assert ours["logits"] == stock["logits"]
+    assert ours["rss_after_context_bytes"] > 0.8 * stock["rss_after_context_bytes"]
