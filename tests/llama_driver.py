@@ -185,7 +185,8 @@ def save_state():
     assert low.llama_state_set_data(engine.context, state, size) == size
     after = engine.again(prompt[-1], 1999)
     return {
-        "identical": before.tobytes() == after.tobytes(),
+        "before": hashlib.sha256(before.tobytes()).hexdigest(),
+        "after": hashlib.sha256(after.tobytes()).hexdigest(),
         "stored_bytes": stored,
         "resident_when_cleared_bytes": resident_when_cleared,
     }
@@ -198,9 +199,10 @@ def shift():
     assert engine.decode(prompt, 0) == 0
     if options["ours"]:
         psi_cache.trim(0.5)
-        engine.again(prompt[-1], 999)
+    engine.again(prompt[0], 1000)  # the safe point; what was computed there goes again
     stored = stats_now().get("stored_bytes", 0)
     memory = low.llama_get_memory(engine.context)
+    low.llama_memory_seq_rm(memory, 0, 1000, -1)
     low.llama_memory_seq_rm(memory, 0, 10, 110)
     low.llama_memory_seq_add(memory, 0, 110, -1, -100)
     assert engine.decode([prompt[5]], 900) == 0
@@ -227,22 +229,23 @@ def refusal():
     available(8000)
     os.environ.update(PSI_CACHE_ROOT=str(root), PSI_CACHE_FLOOR_BYTES="100G")
     engine = Engine(cells=4096, flash_attention=options["flash_attention"])
-    prompt = engine.tokens(text(1), 992)
-    assert engine.decode(prompt[:480], 0) == 0
-    before = engine.again(prompt[479], 479)
+    prompt = engine.tokens(text(1), 982)
+    assert engine.decode(prompt[:470], 0) == 0
+    before = engine.again(prompt[469], 469)
     available(1)
     wait(True)
-    refused = engine.decode(prompt[480:], 480)
+    refused = engine.decode(prompt[470:], 470)
     if options.get("around_the_wrapper"):
         refused = low.llama_decode.__wrapped__(engine.context, engine.batch)
-    during = engine.again(prompt[479], 479)
+    during = engine.again(prompt[469], 469)
     available(8000)
     wait(False)
-    assert engine.decode(prompt[480:], 480) == 0
+    assert engine.decode(prompt[470:], 470) == 0
     after = engine.logits()
     low.llama_memory_clear(low.llama_get_memory(engine.context), True)
-    assert engine.decode(prompt[:480], 0) == 0
-    assert engine.decode(prompt[480:], 480) == 0
+    assert engine.decode(prompt[:470], 0) == 0
+    engine.again(prompt[469], 469)
+    assert engine.decode(prompt[470:], 470) == 0
     return {
         "refused": refused,
         "unchanged": before.tobytes() == during.tobytes(),
@@ -263,6 +266,7 @@ def contexts():
 
 
 def run():
+    """A trim, a restore, and what they did to the last token's logits."""
     engine = Engine(cells=4096, flash_attention=options["flash_attention"])
     prompt = engine.tokens(text(1), 600)
     assert engine.decode(prompt, 0) == 0

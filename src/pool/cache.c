@@ -197,6 +197,7 @@ void psi_cache_remove_pool(psi_cache *cache, psi_pool *pool) {
     if (*link == pool) {
         *link = pool->next;
     }
+    cache->own_balance_bytes -= (int64_t)(pool->restored_bytes - pool->trimmed_bytes);
     if (pool->store != NULL && cache->settings.store_max_bytes != UINT64_MAX) {
         uint64_t bytes = (uint64_t)pool->blocks * pool->record_bytes;
         uint64_t used = cache->settings.store_max_bytes - cache->store_left_bytes;

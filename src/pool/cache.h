@@ -15,6 +15,7 @@ struct psi_cache {
     psi_decision decision;
     psi_pool *pools;
     uint64_t store_left_bytes;
+    int64_t own_balance_bytes; /* restored less trimmed, as the signals were told */
     pthread_t watcher;
     pthread_cond_t wake;
     bool watching, stop;

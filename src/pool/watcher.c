@@ -97,21 +97,38 @@ static void act(psi_cache *cache, const psi_decision *decision, const psi_demand
     ask_for_restore(cache, decision->restore_bytes);
 }
 
-static void take_requests(psi_cache *cache, psi_board *board) {
+static void take_requests(psi_board *board) {
     uint32_t permille = atomic_exchange(&board->trim_permille, 0);
     bool restore = atomic_exchange(&board->restore, 0) != 0;
     if (permille > 0 && permille <= 1000) {
-        (void)psi_cache_trim(cache, permille / 1000.0);
+        (void)psi_cache_trim(NULL, permille / 1000.0); /* the board is the process's */
     }
     if (restore) {
-        (void)psi_cache_restore(cache);
+        (void)psi_cache_restore(NULL);
     }
+}
+
+/* What we took and gave ourselves is no spike. */
+static void tell_own_moves(psi_cache *cache) {
+    uint64_t restored = 0, trimmed = 0;
+    pthread_mutex_lock(&cache->lock);
+    for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
+        pthread_mutex_lock(&pool->lock);
+        restored += pool->restored_bytes;
+        trimmed += pool->trimmed_bytes;
+        pthread_mutex_unlock(&pool->lock);
+    }
+    int64_t balance = (int64_t)(restored - trimmed);
+    psi_signal_took(cache->signal, balance - cache->own_balance_bytes);
+    cache->own_balance_bytes = balance;
+    pthread_mutex_unlock(&cache->lock);
 }
 
 static uint64_t watch_once(psi_cache *cache) {
     psi_reading reading;
     psi_demand demand;
     psi_decision decision;
+    tell_own_moves(cache);
     psi_signal_read(cache->signal, &reading);
     pthread_mutex_lock(&cache->lock);
     measure_demand(cache, &demand);
@@ -126,10 +143,10 @@ static uint64_t watch_once(psi_cache *cache) {
     return decision.sleep_us;
 }
 
-static void publish(psi_cache *cache) {
+static void publish(void) {
     psi_board *board = psi_board_own();
     psi_stats stats = {.size = sizeof(stats)};
-    take_requests(cache, board);
+    take_requests(board);
     psi_registry_stats(&stats);
     psi_board_write_stats(board, &stats);
 }
@@ -139,7 +156,7 @@ static void *watch(void *argument) {
     bool stop = false;
     while (!stop) {
         uint64_t sleep_us = watch_once(cache);
-        publish(cache);
+        publish();
         pthread_mutex_lock(&cache->lock);
         if (!cache->stop) {
             psi_os_condition_wait(&cache->wake, &cache->lock, sleep_us);

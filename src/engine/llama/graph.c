@@ -334,6 +334,7 @@ static void pass_safe_point(psi_llama_step *step, psi_kv *kv) {
             for_each_block(&step->masks[i], mark_visible);
         }
     }
+    kv->last_written = kv->wrote ? kv->step_last : kv->last_written;
     (void)psi_pool_mark(kv->pool, kv->marks);
     (void)psi_pool_step(kv->pool);
     psi_pool_states(kv->pool, kv->states);

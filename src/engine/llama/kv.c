@@ -253,7 +253,7 @@ void psi_kv_note_cell(psi_kv *kv, uint64_t cell) {
         kv->lost[cell / 64] &= ~(UINT64_C(1) << (cell % 64));
         kv->lost_cells--;
     }
-    kv->last_written = (uint32_t)cell;
+    kv->step_last = cell;
     kv->wrote = true;
     kv->marks[block_of_cell(kv, cell)] |= PSI_MARK_WRITE;
 }

@@ -35,9 +35,9 @@ typedef struct psi_kv {
     unsigned char *marks, *states; /* a byte a block */
     uint64_t *has, *lost;  /* a bit a cell: has content; its content was dropped */
     uint32_t lost_cells;
-    uint32_t last_written; /* cell of the last step's last write, with its stream */
+    uint64_t step_last;    /* last cell that the coming step writes (stream * cells + cell) */
+    uint64_t last_written; /* the same of the last step that was computed */
     bool wrote;
-    uint32_t refused_steps;
 } psi_kv;
 
 /* Places the tensors of a KV cache's context in an arena of ours. The engine's buffer for it, or NULL when the context is

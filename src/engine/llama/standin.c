@@ -210,7 +210,7 @@ int psi_llama_refuses(int n_tokens) {
     psi_kv_lock();
     for (psi_kv *kv = psi_kv_first(); kv != NULL && !refuses; kv = kv->next) {
         if (kv->pool != NULL && psi_pool_refuses(kv->pool)) {
-            uint32_t in_block = kv->last_written % kv->cells % kv->block_cells;
+            uint32_t in_block = (uint32_t)(kv->last_written % kv->cells) % kv->block_cells;
             refuses = n_tokens > (int)(kv->block_cells - 1 - in_block);
         }
     }
