@@ -142,7 +142,8 @@ PSI_API psi_pool *psi_pool_adopt(psi_cache *cache, const psi_pool_options *optio
 PSI_API void psi_pool_destroy(psi_pool *pool);
 
 /* A block of a created pool, zeroed; its id goes to *id when id is not NULL. NULL with errno EAGAIN
- * under pressure (reuse a block, wait, or say no), ENOMEM when all blocks are handed out. */
+ * under pressure with nothing left to trim above the floor (reuse a block, wait, or say no), ENOMEM when
+ * all blocks are handed out. */
 PSI_API void *psi_block_alloc(psi_pool *pool, psi_block_id *id);
 
 /* Hands a block back: EMPTY, its pages go to the system. Unknown ids are ignored. */
@@ -187,8 +188,8 @@ PSI_API int psi_pool_step(psi_pool *pool);
  * an idle engine's blocks be stored (they are restored when a step names them again). */
 PSI_API void psi_pool_step_end(psi_pool *pool);
 
-/* Non-zero when a new block would be refused now: pressure above the limit and nothing left to
- * trim. Any thread. */
+/* Non-zero when not even an exchange is possible now: pressure above the limit, and no block left that
+ * could go for a new one to come at the next safe point. Any thread. */
 PSI_API int psi_pool_refuses(const psi_pool *pool);
 
 /* ---- malloc-shaped, for engines that take an allocator ---------------------------------------- */

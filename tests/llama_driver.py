@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import sys
+import time
 
 options = json.loads(sys.argv[2])
 if options["ours"]:
@@ -211,46 +212,75 @@ def shift():
     return {"logits": hashlib.sha256(engine.again(prompt[5], 900).tobytes()).hexdigest(), "stored_bytes": stored}
 
 
-def refusal():
-    """Pressure with nothing left to trim: decode says 1 and the cache is as before; then the pressure goes."""
-    root = pathlib.Path(options["root"])
+def fake_memory(root):
+    """A fake /proc/meminfo of the driver's own; the function sets how many MiB are available."""
 
     def available(mib: int) -> None:
         (root / "proc").mkdir(parents=True, exist_ok=True)
-        (root / "proc" / "meminfo").write_text(f"MemTotal: 8388608 kB\nMemFree: {mib * 1024} kB\nMemAvailable: {mib * 1024} kB\n")
+        written = root / "proc" / "meminfo.new"
+        written.write_text(f"MemTotal: 8388608 kB\nMemFree: {mib * 1024} kB\nMemAvailable: {mib * 1024} kB\n")
+        written.rename(root / "proc" / "meminfo")
+
+    os.environ.update(PSI_CACHE_ROOT=str(root))
+    return available
+
+
+def wait_for(holds) -> None:
+    """The bound is for a hang; it times nothing."""
+    for _ in range(4000):
+        if holds():
+            return
+        time.sleep(0.005)
+    raise RuntimeError("what was waited for did not come")
+
+
+def refusal():
+    """Pressure, and so few blocks that none can go for a new one: decode says 1 and the cache is as before; then it goes."""
+    available = fake_memory(pathlib.Path(options["root"]))
 
     def wait(refusing: bool) -> None:
-        for _ in range(2000):
-            if bool(psi_cache.llama._library.psi_llama_refuses(512)) == refusing:
-                return
-            ctypes.CDLL(None).usleep(5000)
-        raise RuntimeError("the pressure was not noticed")
+        wait_for(lambda: bool(psi_cache.llama._library.psi_llama_refuses(512)) == refusing)
 
     available(8000)
-    os.environ.update(PSI_CACHE_ROOT=str(root), PSI_CACHE_FLOOR_BYTES="100G")
     engine = Engine(cells=4096, flash_attention=options["flash_attention"])
-    prompt = engine.tokens(text(1), 982)
-    assert engine.decode(prompt[:470], 0) == 0
-    before = engine.again(prompt[469], 469)
+    prompt = engine.tokens(text(1), 490)
+    assert engine.decode(prompt[:90], 0) == 0
+    before = engine.again(prompt[89], 89)
     available(1)
     wait(True)
-    refused = engine.decode(prompt[470:], 470)
+    refused = engine.decode(prompt[90:], 90)
     if options.get("around_the_wrapper"):
         refused = low.llama_decode.__wrapped__(engine.context, engine.batch)
-    during = engine.again(prompt[469], 469)
+    during = engine.again(prompt[89], 89)
     available(8000)
     wait(False)
-    assert engine.decode(prompt[470:], 470) == 0
+    assert engine.decode(prompt[90:], 90) == 0
     after = engine.logits()
     low.llama_memory_clear(low.llama_get_memory(engine.context), True)
-    assert engine.decode(prompt[:470], 0) == 0
-    engine.again(prompt[469], 469)
-    assert engine.decode(prompt[470:], 470) == 0
+    assert engine.decode(prompt[:90], 0) == 0
+    engine.again(prompt[89], 89)
+    assert engine.decode(prompt[90:], 90) == 0
     return {
         "refused": refused,
         "unchanged": before.tobytes() == during.tobytes(),
         "afterwards": after.tobytes() == engine.logits().tobytes(),
     }
+
+
+def exchange():
+    """Pressure at the floor: new tokens are taken in exchange for old ones, and the cache does not grow."""
+    available = fake_memory(pathlib.Path(options["root"]))
+    available(8000)
+    engine = Engine(cells=4096, flash_attention=options["flash_attention"])
+    prompt = engine.tokens(text(1), 3000)
+    sizes = []
+    for at in range(0, 3000, 60):
+        if at == 300:
+            available(1)
+            wait_for(lambda: psi_cache.stats()["index"] > 0.7)
+        assert engine.decode(prompt[at : at + 60], at) == 0
+        sizes.append(stats_now()["resident_bytes"])
+    return {"resident_bytes": sizes, "stats": stats_now(), "finite": bool(numpy.isfinite(engine.logits()).all())}
 
 
 def contexts():

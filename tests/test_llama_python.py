@@ -115,6 +115,15 @@ def test_a_refusal_is_a_clean_error_and_the_cache_is_as_before(model, tmp_path, 
     assert got["afterwards"]
 
 
+@BOTH
+def test_at_the_floor_new_tokens_take_the_place_of_old_ones(model, tmp_path, flash_attention):
+    got, _ = drive(model, "exchange", environment={}, flash_attention=flash_attention, root=str(tmp_path))
+    assert got["finite"]
+    assert got["stats"]["stored_bytes"] > 0
+    assert max(got["resident_bytes"]) <= 3 * got["stats"]["capacity_bytes"] / 32  # unpressed it would be 24/32
+    assert got["resident_bytes"][-1] <= got["resident_bytes"][len(got["resident_bytes"]) // 2] * 1.1
+
+
 def test_contexts_that_are_freed_leave_nothing(model):
     got, _ = drive(model, "contexts")
     for stats in got["stats"]:

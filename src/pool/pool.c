@@ -201,6 +201,7 @@ static int write_block(psi_pool *pool, psi_block_id block) {
     }
     if (b->state == PSI_BLOCK_EMPTY) {
         b->born = ++pool->births;
+        pool->fresh++;
     }
     if (b->state != PSI_BLOCK_RESIDENT) {
         psi_block_move(pool, block, PSI_BLOCK_RESIDENT);
@@ -338,11 +339,26 @@ static int restore_all(psi_pool *pool) {
     return moved;
 }
 
-static uint64_t take_trim_request(psi_pool *pool) {
-    uint64_t bytes = atomic_exchange(&pool->want_trim_bytes, 0);
+static uint64_t most(uint64_t a, uint64_t b) {
+    return a > b ? a : b;
+}
+
+static uint64_t asked_bytes(psi_pool *pool) {
+    uint64_t asked = atomic_exchange(&pool->want_trim_bytes, 0);
     uint32_t permille = atomic_exchange(&pool->want_trim_permille, 0);
-    uint64_t by_hand = (uint64_t)pool->resident * pool->block_total_bytes / 1000 * permille;
-    return bytes > by_hand ? bytes : by_hand;
+    return most(asked, (uint64_t)pool->resident * pool->block_total_bytes / 1000 * permille);
+}
+
+/* Under pressure a step pays for the blocks that it adds with as many others, at the floor too: the cache takes new tokens
+ * in exchange for old ones, and its memory stays as it is. */
+static uint64_t exchange(psi_pool *pool) {
+    uint64_t added = (uint64_t)pool->fresh * pool->block_total_bytes;
+    pool->fresh = 0;
+    if (added == 0 || !psi_cache_is_pressed(pool->cache)) {
+        return 0;
+    }
+    uint64_t before = (uint64_t)pool->resident * pool->block_total_bytes - added;
+    return psi_trim(pool, added, PSI_TRIM_ALL, before < pool->floor_bytes ? before : pool->floor_bytes);
 }
 
 /* A step may bring back what it names, unless that would end it: then half of what is free. */
@@ -360,10 +376,10 @@ int psi_pool_step(psi_pool *pool) {
     pool->in_step = true;
     if (!psi_is_forked_child(pool->cache)) {
         (void)psi_wake_wanted(pool, wake_allowance_bytes(pool));
-        uint64_t trim = take_trim_request(pool);
+        uint64_t trim = asked_bytes(pool), exchanged = exchange(pool);
         uint64_t restore = atomic_exchange(&pool->want_restore_bytes, 0);
-        if (trim > 0) {
-            (void)psi_trim(pool, trim, PSI_TRIM_ALL);
+        if (trim > exchanged) {
+            pool->trims += psi_trim(pool, trim - exchanged, PSI_TRIM_ALL, pool->floor_bytes) > 0;
         } else if (atomic_exchange(&pool->want_restore_all, false)) {
             (void)restore_all(pool);
         } else if (restore > 0) {

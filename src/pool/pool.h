@@ -59,7 +59,9 @@ struct psi_pool {
     _Atomic bool want_restore_all;       /* by hand */
     _Atomic bool refuses;
     _Atomic bool may_drop;        /* a full store: lose the block rather than the process */
-    uint64_t evictable_bytes;     /* as of the last safe point */
+    uint64_t evictable_bytes;     /* could go without passing the floor, as last surveyed */
+    bool exchangeable;            /* some block could go for a new one to come, at the floor too */
+    uint32_t fresh;               /* blocks that became RESIDENT from EMPTY since the last safe point */
 };
 
 /* What a trim may touch. */
@@ -83,11 +85,11 @@ bool psi_layout_blocks_of(const psi_pool *pool, const psi_plane *plane, const vo
 void psi_block_move(psi_pool *pool, uint32_t block, psi_block_state to);
 int psi_block_bring_back(psi_pool *pool, uint32_t block);
 
-/* trim.c. Bytes given back; bytes restored. */
-uint64_t psi_trim(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope);
+/* trim.c. Bytes given back, not below floor_bytes of resident ones; bytes restored. */
+uint64_t psi_trim(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, uint64_t floor_bytes);
 uint64_t psi_regrow(psi_pool *pool, uint64_t want_bytes);
 uint64_t psi_wake_wanted(psi_pool *pool, uint64_t may_take_bytes);
-/* Counts anew what could go (evictable_bytes) and what waits to come back (hidden). */
+/* Counts anew what could go (evictable_bytes, exchangeable) and what waits to come back (hidden). */
 void psi_trim_survey(psi_pool *pool);
 
 /* cache.c: what a pool needs of its cache. */

@@ -103,10 +103,10 @@ static uint64_t resident_bytes(const psi_pool *pool) {
     return (uint64_t)pool->resident * pool->block_total_bytes;
 }
 
-static uint64_t take(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, bool asleep) {
+static uint64_t take(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, bool asleep, uint64_t floor_bytes) {
     size_t count = collect(pool, scope, asleep);
     uint64_t given = 0;
-    while (count > 0 && given < want_bytes && resident_bytes(pool) > pool->floor_bytes) {
+    while (count > 0 && given < want_bytes && resident_bytes(pool) > floor_bytes) {
         psi_candidate next = psi_policy_pop(pool->policy, pool->candidates, &count);
         if (!evict(pool, next.block, asleep)) {
             break;
@@ -116,18 +116,17 @@ static uint64_t take(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, 
     return given;
 }
 
-uint64_t psi_trim(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope) {
+uint64_t psi_trim(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, uint64_t floor_bytes) {
     uint64_t given = 0;
     /* Without a store even a block asleep is lost to the sequence that wakes: not behind the engine's back. */
     if (pool->store != NULL || scope == PSI_TRIM_ALL) {
-        given = take(pool, want_bytes, scope, true);
+        given = take(pool, want_bytes, scope, true, floor_bytes);
     }
     if (given < want_bytes && scope == PSI_TRIM_ALL) {
-        given += take(pool, want_bytes - given, scope, false);
+        given += take(pool, want_bytes - given, scope, false, floor_bytes);
     }
     if (given > 0) {
         psi_layout_give_back(pool);
-        pool->trims++;
         pool->trimmed_bytes += given;
     }
     return given;
@@ -145,6 +144,7 @@ void psi_trim_survey(psi_pool *pool) {
     }
     uint64_t above = resident_bytes(pool) > pool->floor_bytes ? resident_bytes(pool) - pool->floor_bytes : 0;
     pool->evictable_bytes = bytes < above ? bytes : above;
+    pool->exchangeable = bytes > 0;
 }
 
 /* Blocks that went while nobody read them, and that the coming step reads: they come back before it runs. Past

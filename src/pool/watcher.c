@@ -26,10 +26,13 @@ static void measure_demand(psi_cache *cache, psi_demand *demand) {
 /* Gives back blocks that the present step cannot read. Returns what is left to be given. */
 static uint64_t trim_asleep(psi_cache *cache, uint64_t want_bytes) {
     for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
+        bool first = true;
         while (want_bytes > 0) {
             pthread_mutex_lock(&pool->lock);
             uint64_t portion = want_bytes < PORTION_BYTES ? want_bytes : PORTION_BYTES;
-            uint64_t given = psi_trim(pool, portion, PSI_TRIM_ASLEEP);
+            uint64_t given = psi_trim(pool, portion, PSI_TRIM_ASLEEP, pool->floor_bytes);
+            pool->trims += first && given > 0;
+            first = false;
             pthread_mutex_unlock(&pool->lock);
             want_bytes = given < want_bytes ? want_bytes - given : 0;
             if (given == 0) {
@@ -83,11 +86,12 @@ static uint64_t withdraw(psi_cache *cache) {
 
 static void act(psi_cache *cache, const psi_decision *decision, const psi_demand *demand) {
     bool pressed = decision->index > cache->control.options.high;
-    bool refuses = decision->refuse && demand->evictable_bytes == 0;
     atomic_store(&cache->pressed, pressed);
-    atomic_store(&cache->refuses, refuses);
+    atomic_store(&cache->refuses, decision->refuse && demand->evictable_bytes == 0);
     for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
-        atomic_store(&pool->refuses, refuses);
+        pthread_mutex_lock(&pool->lock);
+        atomic_store(&pool->refuses, decision->refuse && !pool->exchangeable);
+        pthread_mutex_unlock(&pool->lock);
         atomic_store(&pool->may_drop, decision->urgent);
     }
     uint64_t want = decision->trim_bytes + withdraw(cache);
