@@ -102,8 +102,8 @@ static void report(const request *asked) {
                    tool_bytes(to, b->resident_bytes), tool_bytes(moved, moved_bytes),
                    asked->is_trim ? "given back" : "restored", asked->outcome == DONE ? "" : " so far; the rest follows");
         else if (b->steps != a->steps)
-            printf("taken, and nothing moved: %s\n", asked->is_trim
-                   ? "what is left is the floor, or what the present step needs" : "under pressure nothing comes back");
+            printf("taken; nothing has moved so far: it is done at the next safe point, or %s\n", asked->is_trim
+                   ? "what is left is the floor" : "under pressure nothing comes back");
         else
             printf("taken; done at the next safe point: the engine is idle, or in a long step\n");
         break;
