@@ -3,7 +3,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.ticker import NullFormatter, ScalarFormatter  # noqa: E402
+from matplotlib.lines import Line2D  # noqa: E402
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter  # noqa: E402
 
 MIB = 1024 * 1024
 TITLES = {"stock": "stock llama.cpp", "lazy": "pages taken late, controller off", "ours": "with psi_cache"}
@@ -40,15 +41,14 @@ def _memory(axis, side, zero_s, colour):
     x, y = _series(side["samples"], zero_s, 1, MIB)
     if x:
         axis.fill_between(x, y, color=colour, alpha=0.18, linewidth=0)
-        axis.plot(x, y, color=colour, linewidth=1.6, label="all of the group")
+        axis.plot(x, y, color=colour, linewidth=1.6)
     x, y = _series(side["samples"], zero_s, 2, MIB)
-    axis.plot(x, y, color=colour, linewidth=1.1, linestyle=":", label="model's private memory")
+    axis.plot(x, y, color=colour, linewidth=1.1, linestyle=":")
     if side["limit_bytes"]:
         begin_s, end_s = side["samples"][0][0], side["samples"][-1][0]
         begin_s = max(begin_s, side["limit_set_s"] if side["limit_set_s"] < end_s else begin_s)
         axis.plot([begin_s - zero_s, end_s + 2 * AFTER_S - zero_s], [side["limit_bytes"] / MIB] * 2, color=RED,
-                  linewidth=1.2, linestyle="--", label="limit")
-    axis.legend(loc="lower left", fontsize=7.5, framealpha=0.85, borderpad=0.3)
+                  linewidth=1.2, linestyle="--")
 
 
 def _cache(axis, side, zero_s, colour):
@@ -81,6 +81,7 @@ def _steps(axis, side, zero_s, colour):
     x, y = _series(side["steps"], zero_s, 1, 1000)
     axis.scatter(x, y, s=6, color=colour, linewidths=0)
     axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(ScalarFormatter())
     axis.yaxis.set_minor_formatter(NullFormatter())
 
@@ -136,7 +137,7 @@ def draw(samples, results, path):
                 axis.set_ylabel(label)
         axes[0].set_xlim(*span)
         _mark_end(axes, side, zero_s, results[name])
-        axes[0].set_title("%s\n" % TITLES[name], fontsize=12, fontweight="bold", color=COLOURS[name])
+        axes[0].set_title("%s\n" % TITLES[name], fontsize=12, pad=4, fontweight="bold", color=COLOURS[name])
         axes[0].text(0.5, 1.04, _verdict(results[name]), transform=axes[0].transAxes, ha="center", fontsize=10,
                      color=RED if results[name]["killed"] or not results[name]["finished"] else GREEN)
         axes[-1].set_xlabel("seconds since the spike began" if side["spike"] else "seconds since the first token")
@@ -145,9 +146,18 @@ def draw(samples, results, path):
     grid[2, 0].set_ylim(0, 1.05)
     grid[3, 0].set_ylim(*step_range)
     figure.suptitle(_headline(results), fontsize=13, x=0.5, y=0.995)
-    figure.tight_layout(rect=(0, 0, 1, 0.985))
+    figure.legend(handles=_lines_of_memory(), loc="upper center", bbox_to_anchor=(0.5, 0.975), ncol=3, fontsize=9,
+                  frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 0.965))
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _lines_of_memory():
+    grey = "#555555"
+    return [Line2D([], [], color=grey, linewidth=1.6, label="memory of the whole group"),
+            Line2D([], [], color=grey, linewidth=1.1, linestyle=":", label="of it, the model's private memory"),
+            Line2D([], [], color=RED, linewidth=1.2, linestyle="--", label="limit")]
 
 
 def _headline(results):

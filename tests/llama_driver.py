@@ -32,14 +32,19 @@ def rss_anon_bytes() -> int:
 class Engine:
     """A context of llama.cpp through its own low-level interface, so that sequences and positions are ours to choose."""
 
-    def __init__(self, cells=32768, flash_attention=True, sequences=1, unified=False, swa_full=True, batch=512):
+    def __init__(self, cells=32768, flash_attention=True, sequences=1, unified=False, batch=512):
         low.llama_backend_init()
         self.model = low.llama_model_load_from_file(options["model"].encode(), low.llama_model_default_params())
         assert self.model
         parameters = low.llama_context_default_params()
         parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = cells, batch, min(batch, 512)
         parameters.n_threads = parameters.n_threads_batch = 2
-        parameters.n_seq_max, parameters.kv_unified, parameters.swa_full = sequences, unified, swa_full
+        parameters.n_seq_max, parameters.kv_unified, parameters.swa_full = (
+            sequences,
+            unified,
+            options.get("swa_full", True),
+        )
+        parameters.type_k = parameters.type_v = options.get("cache_type", 1)  # 1: f16, 8: q8_0
         parameters.flash_attn_type = 1 if flash_attention else 0
         self.context = low.llama_init_from_model(self.model, parameters)
         assert self.context

@@ -77,6 +77,25 @@ def test_two_sequences_go_and_come_back_bit_for_bit(model, flash_attention, unif
     assert got["trimmed"]["stored_bytes"] > 0
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"swa_full": False, "flash_attention": True},
+        {"swa_full": False, "flash_attention": False},
+        {"cache_type": 8, "flash_attention": True},
+    ],
+    ids=["ring", "ring-no-flash", "q8_0"],
+)
+def test_other_kinds_of_cache_come_back_bit_for_bit(model, kind):
+    """A sliding-window ring, whose cells are written again and again; quantised rows that are no part of a page."""
+    stock, _ = drive(model, "asleep", ours=False, unified=True, **kind)
+    ours, _ = drive(model, "asleep", unified=True, **kind)
+    assert ours["logits"] == stock["logits"]
+    got, _ = drive(model, "round_trip", prompt=3000, cells=8192, **kind)
+    assert got["identical"] == [True]
+    assert got["trimmed"]["stored_bytes"] > 0
+
+
 @BOTH
 @pytest.mark.parametrize("unified", [True, False], ids=["unified", "streams"])
 def test_what_no_step_sees_goes_without_changing_a_bit(model, flash_attention, unified):
