@@ -25,6 +25,7 @@ from memory_group import MemoryGroup, NoRights
 HERE = os.path.dirname(os.path.abspath(__file__))
 BUILD = os.path.join(HERE, "..", "build", "demo")
 MIB = 1024 * 1024
+KILLED_PROCESS = {(True, True): "both", (True, False): "engine", (False, True): "spike", (False, False): None}
 SIDES = ("stock", "lazy", "ours")
 WHAT = {"stock": "llama.cpp, unmodified and alone",
         "lazy": "llama.cpp with psi_cache, controller off: takes memory late, gives none back",
@@ -172,6 +173,7 @@ class Engine:
         self.events = []
         self.tokens = 0
         self.seen = set()
+        self.timed_out = False  # ended by us: that SIGKILL is not the kernel's
         self._pipe = os.fdopen(read_end)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -315,6 +317,7 @@ def watch(engine, watcher, group, plan, options, program):
                           % (engine.tokens, mib(plan.spike_bytes), mib(plan.rate_bytes_per_s)))
         if time.monotonic() > deadline:
             say("  not done after %.0f s: ended by the harness" % options.timeout)
+            engine.timed_out = True
             break
         due = max(due + SAMPLE_INTERVAL_S, time.monotonic())
         time.sleep(max(0.0, due - time.monotonic()))
@@ -412,14 +415,15 @@ def summarize(side, engine, facts, plan, spike_lines):
     in_spike = spike_steps(engine, spike_lines)
     last = engine.of("stats")[-1]["stats"] if "stats" in engine.seen else {}
     # The limit's killer leaves two marks: the signal, and the group's own count.
-    engine_killed = facts["engine_status"] == -signal.SIGKILL and bool(facts["oom_kills"])
+    engine_killed = (facts["engine_status"] == -signal.SIGKILL and bool(facts["oom_kills"])
+                     and not engine.timed_out)
     spike_killed = facts["spike_status"] not in (None, 0) and bool(facts["oom_kills"])
     finished = "done" in engine.seen
     if not finished and not engine_killed:
         say("  %s did not finish (status %s). It said:\n%s" % (side, facts["engine_status"], engine.said()[-1500:]))
     return {
         "killed": engine_killed if plan is not None else None,
-        "killed_process": "engine" if engine_killed else "spike" if spike_killed else None,
+        "killed_process": KILLED_PROCESS[engine_killed, spike_killed],
         "finished": finished,
         "limit_bytes": plan.limit_bytes if plan else None, "spike_bytes": plan.spike_bytes if plan else None,
         "spike_bytes_per_s": plan.rate_bytes_per_s if plan else None, "peak_bytes": facts["peak_bytes"],

@@ -58,7 +58,8 @@ PSI_API int psi_set_cache_limits(double high, double low);
 
 typedef enum psi_log_level { PSI_LOG_ERROR = 0, PSI_LOG_WARN = 1, PSI_LOG_INFO = 2, PSI_LOG_DEBUG = 3 } psi_log_level;
 
-/* Receives one line without a newline. May be called from the watcher thread; must not call back. */
+/* Receives one line without a newline, of level PSI_LOG_INFO and above unless PSI_CACHE_VERBOSE says
+ * otherwise. May be called from the watcher thread; must not call back. */
 typedef void (*psi_log_fn)(void *user, psi_log_level level, const char *line);
 
 typedef struct psi_options {
@@ -82,8 +83,9 @@ typedef struct psi_options {
 } psi_options;
 
 /* Opens signals and controller, and starts the watcher thread with the first pool. NULL options:
- * defaults. Missing sources are logged once each, by name. Returns NULL, with errno set, when
- * memory is short or an option is out of range (logged with its name). Any thread. */
+ * defaults. Missing sources are logged once each, by name. Limits set with psi_set_cache_limit go before
+ * the options'. Returns NULL, with errno set, when memory is short or an option is out of range (logged
+ * with its name). Any thread. */
 PSI_API psi_cache *psi_cache_open(const psi_options *options);
 
 /* Stops the watcher and frees the cache. Its pools must have been destroyed. NULL is ignored. */
@@ -92,7 +94,7 @@ PSI_API void psi_cache_close(psi_cache *cache);
 /* ---- Memory: pools of blocks ------------------------------------------------------------------ */
 
 /* Where a block is. Moves: EMPTY -> RESIDENT -> STORED -> RESIDENT; RESIDENT -> DROPPED -> RESIDENT
- * (written anew); RESIDENT, STORED, DROPPED -> EMPTY (freed). No other. */
+ * (written anew); STORED -> DROPPED (the store lost it); all -> EMPTY (freed). No other. */
 typedef enum psi_block_state {
     PSI_BLOCK_EMPTY = 0,    /* no page, no content */
     PSI_BLOCK_RESIDENT = 1, /* content in memory */
@@ -110,8 +112,9 @@ typedef struct psi_plane {
     size_t column_stride_bytes; /* from column to column; unused when columns is 1 */
 } psi_plane;
 
-/* Called on the pool's thread, inside psi_pool_step and the calls that restore, for each block that
- * moved from or to RESIDENT, before the memory is given back and after it was read again. */
+/* Called for each block that moved from or to RESIDENT, or was lost: before its memory is given back, or
+ * after it was read again. On the pool's thread, inside psi_pool_step and the calls that restore; for blocks
+ * that no step reads also on the watcher's, but never for a drop. The pool is locked: it must not call back. */
 typedef void (*psi_block_moved_fn)(void *user, psi_block_id block, psi_block_state from, psi_block_state to);
 
 typedef struct psi_pool_options {
@@ -154,22 +157,23 @@ PSI_API void *psi_block_address(const psi_pool *pool, psi_block_id block);
 PSI_API psi_block_state psi_block_get_state(const psi_pool *pool, psi_block_id block);
 
 /* Says that the block's memory is about to be written in whole or in part. A STORED block is read
- * back first. Returns 0; -EIO when the stored bytes are lost (the block is then RESIDENT and zero,
+ * back first; a DROPPED one becomes RESIDENT and zero. Returns 0; -EIO when the stored bytes are lost (the block is then RESIDENT and zero,
  * but for what is written now); -EINVAL for an unknown id. */
 PSI_API int psi_block_write(psi_pool *pool, psi_block_id block);
 
-/* Says that the present step reads the block. What the policies learn from; no effect on memory. */
+/* Says that the coming step reads the block: it is not taken for asleep, comes back first if it was, and the
+ * policies learn from it. It may still be trimmed at the safe point: look at its state after psi_pool_step. */
 PSI_API void psi_block_used(psi_pool *pool, psi_block_id block);
 
 #define PSI_MARK_USED 1u  /* the coming step reads the block */
 #define PSI_MARK_WRITE 2u /* the coming step writes it: see psi_block_write */
 
 /* psi_block_used and psi_block_write for all blocks at once: marks has one byte a block of the pool. Returns the number
- * of blocks to be written whose stored bytes were lost. */
+ * of blocks to be written whose stored bytes were lost, or -EINVAL for NULL. */
 PSI_API int psi_pool_mark(psi_pool *pool, const unsigned char *marks);
 
-/* Copies every block's psi_block_state to states, one byte a block. Blocks that the coming or running step was said to
- * use do not move between psi_pool_step and the next one. */
+/* Copies every block's psi_block_state to states, one byte a block. Blocks that the step was said to
+ * use do not move between psi_pool_step and psi_pool_step_end. */
 PSI_API void psi_pool_states(psi_pool *pool, unsigned char *states);
 
 /* Frees every block: EMPTY, all pages to the system. */
@@ -179,9 +183,9 @@ PSI_API void psi_pool_clear(psi_pool *pool);
  * lost, -EINVAL for an unknown id. */
 PSI_API int psi_block_restore(psi_pool *pool, psi_block_id block);
 
-/* The engine's safe point: no step is running, and each block that the coming step must be able to
+/* The engine's safe point: no step is running (psi_pool_step_end is implied), and each block that the coming step must be able to
  * read has been named with psi_block_used (and each that it writes with psi_block_write) since the
- * last safe point. Trims and restores happen here. Returns the number of blocks that moved. */
+ * last safe point. Trims and restores happen here. Returns the number of blocks that moved here, or -EINVAL for NULL. */
 PSI_API int psi_pool_step(psi_pool *pool);
 
 /* Says that the step is over: until the next psi_pool_step no block is read or written. Optional; it lets
@@ -203,8 +207,8 @@ PSI_API void psi_kv_free(void *address);
 
 /* ---- By hand, and what happened --------------------------------------------------------------- */
 
-/* Asks every pool to give back `share` (0 to 1) of its resident bytes, or to restore all that is
- * stored, at its next safe point. Return 0 or -EINVAL. Any thread. NULL: all caches of the process. */
+/* Asks every pool to give back `share` (above 0, up to 1) of its resident bytes, or to restore all that is
+ * stored as far as half of what is free allows, at its next safe point. Return 0 or -EINVAL. Any thread. NULL: all caches of the process. */
 PSI_API int psi_cache_trim(psi_cache *cache, double share);
 PSI_API int psi_cache_restore(psi_cache *cache);
 
@@ -223,8 +227,8 @@ typedef struct psi_stats {
     uint64_t resident_bytes; /* of blocks in memory */
     uint64_t stored_bytes;
     uint64_t dropped_bytes;
-    uint64_t trims;          /* cycles that gave something back */
-    uint64_t restores;       /* cycles that took something again */
+    uint64_t trims;          /* times that a pool gave something back */
+    uint64_t restores;       /* times that a pool took something again */
     uint64_t refusals;       /* blocks or steps refused */
     uint64_t trimmed_bytes;  /* in all */
     uint64_t restored_bytes;
@@ -233,8 +237,8 @@ typedef struct psi_stats {
     uint64_t pools;
 } psi_stats;
 
-/* Fills *stats, of which size must be set. NULL cache: all caches of the process together (the index
- * is the highest). Any thread. Errors: -EINVAL (size too small), -ENODEV (no cache is open). */
+/* Fills *stats, of which size must be set (fields past it are left alone). NULL cache: all caches of the process together (the index
+ * is the highest). Any thread. Errors: -EINVAL (size not set), -ENODEV (no cache is open). */
 PSI_API int psi_stats_read(psi_cache *cache, psi_stats *stats);
 
 /* "0.1.0" */

@@ -244,7 +244,7 @@ def refusal():
     available = fake_memory(pathlib.Path(options["root"]))
 
     def wait(refusing: bool) -> None:
-        wait_for(lambda: bool(psi_cache.llama._library.psi_llama_refuses(512)) == refusing)
+        wait_for(lambda: bool(psi_cache.llama._library.psi_llama_refuses(engine.context, 512)) == refusing)
 
     available(8000)
     engine = Engine(cells=4096, flash_attention=options["flash_attention"])

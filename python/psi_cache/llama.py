@@ -57,18 +57,16 @@ def _load() -> ctypes.CDLL:
     return _native.load(_native.find("libpsicache-llama.so"), ctypes.RTLD_GLOBAL | os.RTLD_NOW)
 
 
-def _wrap(decode: Callable[..., int], refuses: Callable[[int], int]) -> Callable[..., int]:
+def _wrap(decode: Callable[..., int], refuses: Callable[[Any, int], int]) -> Callable[..., int]:
     """``decode`` with the question before it. The batch passes through as it is, so what ctypes accepted
     before is accepted, and what it refused is refused by it, with its words."""
 
     def llama_decode(ctx: Any, batch: Any, /) -> int:
         try:
-            tokens = batch.n_tokens
-        except AttributeError:
+            refused = refuses(ctx, batch.n_tokens)
+        except (AttributeError, ctypes.ArgumentError):
             return decode(ctx, batch)
-        if refuses(tokens):
-            return 1
-        return decode(ctx, batch)
+        return 1 if refused else decode(ctx, batch)
 
     llama_decode.__doc__ = decode.__doc__
     # What callers read off the ctypes function stays readable.
@@ -137,7 +135,7 @@ if os.environ.get("PSI_CACHE_DISABLE") != "1":
     _library = _load()
     _native.follow()
     _refuses = _library.psi_llama_refuses
-    _refuses.argtypes, _refuses.restype = [ctypes.c_int], ctypes.c_int
+    _refuses.argtypes, _refuses.restype = [ctypes.c_void_p, ctypes.c_int], ctypes.c_int
     _loaded = sys.modules.get(_MODULE)
     if _loaded is not None:  # preloaded, and llama_cpp came first: the calls are in place all the same
         _patch(_loaded)

@@ -33,6 +33,11 @@ void psi_control_set_limits(psi_control *control, double high, double low) {
     control->options.low = low;
 }
 
+void psi_control_note_trim(psi_control *control, uint64_t at_us) {
+    control->last_trim_us = at_us;
+    control->trimmed_before = true;
+}
+
 /* ---- Reading to index ------------------------------------------------------------------------- */
 
 static bool has(const psi_reading *reading, uint32_t what) {

@@ -59,6 +59,8 @@ typedef struct psi_control {
 } psi_control;
 
 void psi_control_init(psi_control *control, const psi_control_options *options);
+/* Says that a trim was made that the controller did not ask for: its dwell time begins. */
+void psi_control_note_trim(psi_control *control, uint64_t at_us);
 void psi_control_set_limits(psi_control *control, double high, double low);
 void psi_control_decide(psi_control *control, const psi_reading *reading, const psi_demand *demand,
                         psi_decision *decision);

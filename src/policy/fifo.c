@@ -2,8 +2,8 @@
 #include "policy/policy.h"
 
 static int goes_before(const psi_candidate *a, const psi_candidate *b) {
-    if (a->born != b->born) {
-        return a->born < b->born;
+    if (a->age != b->age) {
+        return a->age < b->age;
     }
     return a->block < b->block;
 }

@@ -9,13 +9,13 @@
 /* What a policy may look at. */
 typedef struct psi_candidate {
     uint32_t block;
-    uint64_t born; /* running number of the block's first write */
+    uint64_t age;  /* running number of the block's last write: the lowest is the oldest */
     uint64_t used; /* number of the last step that read or wrote it */
 } psi_candidate;
 
 typedef struct psi_policy {
     const char *name;
-    /* Non-zero when `a` shall go before `b`. A strict order: ties are broken by `born`, then `block`. */
+    /* Non-zero when `a` shall go before `b`. A strict order: ties are broken by `age`, then `block`. */
     int (*goes_before)(const psi_candidate *a, const psi_candidate *b);
 } psi_policy;
 

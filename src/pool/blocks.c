@@ -46,7 +46,8 @@ void psi_block_move(psi_pool *pool, uint32_t block, psi_block_state to) {
     if (to == PSI_BLOCK_EMPTY || to == PSI_BLOCK_RESIDENT) {
         b->hidden = false;
     }
-    if (pool->moved != NULL) {
+    pool->moves += from == PSI_BLOCK_RESIDENT || to == PSI_BLOCK_RESIDENT;
+    if (pool->moved != NULL && (from == PSI_BLOCK_RESIDENT || to == PSI_BLOCK_RESIDENT || to == PSI_BLOCK_DROPPED)) {
         pool->moved(pool->moved_user, block, from, to);
     }
 }
@@ -66,6 +67,9 @@ int psi_block_bring_back(psi_pool *pool, uint32_t block) {
         return b->state == PSI_BLOCK_DROPPED ? -ENOENT : 0;
     }
     int error = psi_store_read(pool->store, b->slot, pool->record);
+    for (int i = 0; i < 2 && error != 0; i++) { /* a direct read may fail for want of memory, just then */
+        error = psi_store_read(pool->store, b->slot, pool->record);
+    }
     if (error != 0) {
         say_read_error(pool, block, error);
         psi_block_move(pool, block, PSI_BLOCK_DROPPED);

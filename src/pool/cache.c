@@ -99,7 +99,7 @@ psi_cache *psi_cache_open(const psi_options *options) {
     pthread_mutex_init(&cache->lock, NULL);
     psi_os_condition_init(&cache->wake);
     psi_control_init(&cache->control, &cache->settings.control);
-    atomic_init(&cache->headroom_bytes, UINT64_MAX);
+    atomic_init(&cache->room_bytes, UINT64_MAX);
     log_sources(cache);
     (void)pthread_once(&fork_handlers, add_fork_handlers);
     pthread_mutex_lock(&registry_lock);
@@ -158,25 +158,28 @@ bool psi_cache_is_pressed(const psi_cache *cache) {
     return atomic_load(&cache->pressed);
 }
 
-uint64_t psi_cache_headroom_bytes(const psi_cache *cache) {
-    return atomic_load(&cache->headroom_bytes);
+uint64_t psi_cache_take_room(psi_cache *cache, uint64_t want_bytes) {
+    uint64_t room = atomic_load(&cache->room_bytes), taken = 0;
+    do {
+        taken = want_bytes < room ? want_bytes : room;
+    } while (room != UINT64_MAX && !atomic_compare_exchange_weak(&cache->room_bytes, &room, room - taken));
+    return taken;
 }
 
 /* Each pool's store is a file of its own; together they stay below store_max_bytes. */
-int psi_cache_open_store(psi_cache *cache, psi_store **store, size_t record_bytes, uint32_t slots) {
+int psi_cache_open_store(psi_cache *cache, psi_pool *pool) {
     if (strcmp(cache->settings.store, "none") == 0) {
         return 0;
     }
-    uint64_t want = (uint64_t)slots * record_bytes;
+    uint64_t want = (uint64_t)pool->blocks * pool->record_bytes;
     pthread_mutex_lock(&cache->lock);
     uint64_t may = want < cache->store_left_bytes ? want : cache->store_left_bytes;
-    pthread_mutex_unlock(&cache->lock);
-    int error = psi_store_open(store, "file", cache->settings.store_dir, may, record_bytes, slots);
+    int error = psi_store_open(&pool->store, "file", cache->settings.store_dir, may, pool->record_bytes, pool->blocks);
     if (error == 0) {
-        pthread_mutex_lock(&cache->lock);
+        pool->store_granted_bytes = may;
         cache->store_left_bytes -= may;
-        pthread_mutex_unlock(&cache->lock);
     }
+    pthread_mutex_unlock(&cache->lock);
     return error;
 }
 
@@ -197,12 +200,8 @@ void psi_cache_remove_pool(psi_cache *cache, psi_pool *pool) {
     if (*link == pool) {
         *link = pool->next;
     }
-    cache->own_balance_bytes -= (int64_t)(pool->restored_bytes - pool->trimmed_bytes);
-    if (pool->store != NULL && cache->settings.store_max_bytes != UINT64_MAX) {
-        uint64_t bytes = (uint64_t)pool->blocks * pool->record_bytes;
-        uint64_t used = cache->settings.store_max_bytes - cache->store_left_bytes;
-        cache->store_left_bytes += bytes < used ? bytes : used;
-    }
+    cache->own_balance_bytes -= psi_pool_own_balance_bytes(pool);
+    cache->store_left_bytes += pool->store_granted_bytes;
     pthread_mutex_unlock(&cache->lock);
 }
 
@@ -212,6 +211,7 @@ static void request(psi_cache *cache, uint32_t trim_permille, bool restore) {
     pthread_mutex_lock(&cache->lock);
     for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
         if (trim_permille > 0) {
+            psi_control_note_trim(&cache->control, psi_os_now_us()); /* nor does the controller undo it at once */
             atomic_store(&pool->want_trim_permille, trim_permille);
             atomic_store(&pool->want_restore_all, false);
         }
@@ -300,9 +300,10 @@ void psi_registry_stats(psi_stats *stats) {
 }
 
 int psi_stats_read(psi_cache *cache, psi_stats *stats) {
-    if (stats == NULL || stats->size < sizeof(*stats)) {
+    if (stats == NULL || stats->size < sizeof(stats->size)) {
         return -EINVAL;
     }
+    size_t size = stats->size < sizeof(*stats) ? stats->size : sizeof(*stats); /* an older header knows fewer fields */
     pthread_mutex_lock(&registry_lock);
     bool any = registry != NULL;
     pthread_mutex_unlock(&registry_lock);
@@ -315,7 +316,8 @@ int psi_stats_read(psi_cache *cache, psi_stats *stats) {
     } else {
         psi_registry_stats(&made);
     }
-    *stats = made;
+    made.size = stats->size;
+    memcpy(stats, &made, size);
     return 0;
 }
 

@@ -74,7 +74,8 @@ typedef struct psi_gap {
     uint32_t first, last, releasing_first, releasing_last;
 } psi_gap;
 
-static void give_back_gap(psi_pool *pool, const psi_plane *planes, const psi_gap *gap) {
+static uint64_t give_back_gap(psi_pool *pool, const psi_plane *planes, const psi_gap *gap) {
+    uint64_t bytes = 0;
     for (uint32_t p = 0; p < pool->planes_per_lane; p++) {
         const psi_plane *plane = &planes[p];
         for (size_t c = 0; c < plane->columns; c++) {
@@ -85,11 +86,12 @@ static void give_back_gap(psi_pool *pool, const psi_plane *planes, const psi_gap
             uintptr_t to = page_up(pool, column + gap->releasing_last * plane->block_bytes + piece_bytes(plane, gap->releasing_last));
             from = from > gap_from ? from : gap_from;
             to = to < gap_to ? to : gap_to;
-            if (from < to) {
-                (void)psi_os_give_back((void *)from, to - from);
+            if (from < to && psi_os_give_back((void *)from, to - from) == 0) {
+                bytes += to - from;
             }
         }
     }
+    return bytes;
 }
 
 /* The next gap with something to release at or after *at; false when there is none. */
@@ -118,17 +120,19 @@ static bool next_gap(psi_pool *pool, const psi_block *lane, uint32_t *at, psi_ga
     return false;
 }
 
-void psi_layout_give_back(psi_pool *pool) {
+uint64_t psi_layout_give_back(psi_pool *pool) {
+    uint64_t bytes = 0;
     for (uint32_t lane = 0; lane < pool->lanes; lane++) {
         psi_block *blocks = &pool->block[(size_t)lane * pool->lane_blocks];
         psi_gap gap;
         for (uint32_t at = 0; next_gap(pool, blocks, &at, &gap);) {
-            give_back_gap(pool, lane_planes(pool, lane), &gap);
+            bytes += give_back_gap(pool, lane_planes(pool, lane), &gap);
             for (uint32_t i = gap.releasing_first; i <= gap.releasing_last; i++) {
                 blocks[i].releasing = false;
             }
         }
     }
+    return bytes;
 }
 
 bool psi_layout_blocks_of(const psi_pool *pool, const psi_plane *plane, const void *address, size_t count, uint32_t *first,

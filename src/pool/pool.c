@@ -60,7 +60,7 @@ static void fill_blocks(psi_pool *pool) {
 }
 
 static void open_store(psi_pool *pool) {
-    int error = psi_cache_open_store(pool->cache, &pool->store, pool->record_bytes, pool->blocks);
+    int error = psi_cache_open_store(pool->cache, pool);
     if (error != 0) {
         psi_log_line(psi_cache_log(pool->cache), PSI_LOG_WARN,
                      "no store for pool %s (error %d): trimmed blocks are dropped; name a writable directory in PSI_CACHE_STORE_DIR",
@@ -109,18 +109,26 @@ static psi_pool *finish(psi_pool *pool, const psi_pool_options *options) {
     uint64_t capacity = (uint64_t)pool->blocks * pool->block_total_bytes;
     uint64_t set = options->floor_bytes != 0 ? options->floor_bytes : psi_cache_floor_bytes(pool->cache);
     pool->floor_bytes = set != 0 ? set : capacity / 32;
+    memset(pool->record, 0, pool->record_bytes); /* committed now, and not in the first trim */
+    memset(pool->candidates, 0, pool->blocks * sizeof(*pool->candidates));
     open_store(pool);
     psi_cache_add_pool(pool->cache, pool);
     return pool;
 }
 
-static int options_are_sound(const psi_cache *cache, const psi_pool_options *options) {
-    return cache != NULL && options != NULL && options->size >= sizeof(psi_pool_options) && options->blocks > 0 &&
-           options->blocks < PSI_BLOCK_NONE;
+/* A caller built with an older header knows fewer fields: the rest is at its default. */
+static int read_options(psi_pool_options *known, const psi_cache *cache, const psi_pool_options *options) {
+    *known = (psi_pool_options){0};
+    if (cache == NULL || options == NULL || options->size < sizeof(options->size)) {
+        return 0;
+    }
+    memcpy(known, options, options->size < sizeof(*known) ? options->size : sizeof(*known));
+    return known->blocks > 0 && known->blocks < PSI_BLOCK_NONE;
 }
 
-psi_pool *psi_pool_create(psi_cache *cache, const psi_pool_options *options) {
-    if (!options_are_sound(cache, options) || options->block_bytes > SIZE_MAX / 2) {
+psi_pool *psi_pool_create(psi_cache *cache, const psi_pool_options *given) {
+    psi_pool_options known, *options = &known;
+    if (!read_options(options, cache, given) || options->block_bytes > SIZE_MAX / 2) {
         errno = EINVAL;
         return NULL;
     }
@@ -145,10 +153,12 @@ psi_pool *psi_pool_create(psi_cache *cache, const psi_pool_options *options) {
     return finish(pool, options);
 }
 
-psi_pool *psi_pool_adopt(psi_cache *cache, const psi_pool_options *options) {
-    uint32_t lanes = options != NULL && options->lanes != 0 ? options->lanes : 1;
+psi_pool *psi_pool_adopt(psi_cache *cache, const psi_pool_options *given) {
+    psi_pool_options known, *options = &known;
+    int sound = read_options(options, cache, given);
+    uint32_t lanes = options->lanes != 0 ? options->lanes : 1;
     uint32_t blocks = 0;
-    if (!options_are_sound(cache, options) || options->planes == NULL || options->planes_per_lane == 0 ||
+    if (!sound || options->planes == NULL || options->planes_per_lane == 0 ||
         __builtin_mul_overflow(lanes, options->blocks, &blocks) || blocks == PSI_BLOCK_NONE) {
         errno = EINVAL;
         return NULL;
@@ -199,9 +209,10 @@ static int write_block(psi_pool *pool, psi_block_id block) {
     if (b->state == PSI_BLOCK_STORED) {
         error = psi_block_bring_back(pool, block);
     }
-    if (b->state == PSI_BLOCK_EMPTY) {
-        b->born = ++pool->births;
-        pool->fresh++;
+    pool->fresh += b->state == PSI_BLOCK_EMPTY;
+    if (b->age == 0 || pool->last_written != block) {
+        b->age = ++pool->writes;
+        pool->last_written = block;
     }
     if (b->state != PSI_BLOCK_RESIDENT) {
         psi_block_move(pool, block, PSI_BLOCK_RESIDENT);
@@ -233,6 +244,9 @@ void psi_block_used(psi_pool *pool, psi_block_id block) {
 }
 
 int psi_pool_mark(psi_pool *pool, const unsigned char *marks) {
+    if (pool == NULL || marks == NULL) {
+        return -EINVAL;
+    }
     int lost = 0;
     pthread_mutex_lock(&pool->lock);
     for (uint32_t i = 0; i < pool->blocks; i++) {
@@ -247,6 +261,9 @@ int psi_pool_mark(psi_pool *pool, const unsigned char *marks) {
 }
 
 void psi_pool_states(psi_pool *pool, unsigned char *states) {
+    if (pool == NULL || states == NULL) {
+        return;
+    }
     pthread_mutex_lock(&pool->lock);
     for (uint32_t i = 0; i < pool->blocks; i++) {
         states[i] = pool->block[i].state;
@@ -305,31 +322,37 @@ static void empty_block(psi_pool *pool, uint32_t block) {
     }
     b->handed_out = b->pinned = false;
     b->run = 0;
+    b->age = 0;
 }
 
 void psi_block_free(psi_pool *pool, psi_block_id block) {
     if (pool != NULL && block < pool->blocks) {
         pthread_mutex_lock(&pool->lock);
         empty_block(pool, block);
-        psi_layout_give_back(pool);
+        (void)psi_layout_give_back(pool);
         pthread_mutex_unlock(&pool->lock);
     }
 }
 
 void psi_pool_clear(psi_pool *pool) {
+    if (pool == NULL) {
+        return;
+    }
     pthread_mutex_lock(&pool->lock);
     for (uint32_t i = 0; i < pool->blocks; i++) {
         empty_block(pool, i);
         pool->block[i].releasing = true; /* the engine may have written where it did not say so */
     }
-    psi_layout_give_back(pool);
+    pool->fresh = 0;
+    (void)psi_layout_give_back(pool);
     pthread_mutex_unlock(&pool->lock);
 }
 
-/* Restores what a person asked for: all of it, wanted or not. */
+/* Restores what a person asked for: all of it that there is room for, wanted or not. */
 static int restore_all(psi_pool *pool) {
     int moved = 0;
-    for (uint32_t i = 0; i < pool->blocks; i++) {
+    uint64_t room = psi_cache_take_room(pool->cache, (uint64_t)pool->stored * pool->block_total_bytes);
+    for (uint32_t i = 0; i < pool->blocks && (uint64_t)(moved + 1) * pool->block_total_bytes <= room; i++) {
         if (pool->block[i].state == PSI_BLOCK_STORED && psi_block_bring_back(pool, i) == 0) {
             pool->block[i].used = pool->step;
             moved++;
@@ -361,36 +384,31 @@ static uint64_t exchange(psi_pool *pool) {
     return psi_trim(pool, added, PSI_TRIM_ALL, before < pool->floor_bytes ? before : pool->floor_bytes);
 }
 
-/* A step may bring back what it names, unless that would end it: then half of what is free. */
-static uint64_t wake_allowance_bytes(const psi_pool *pool) {
-    return psi_cache_is_pressed(pool->cache) ? psi_cache_headroom_bytes(pool->cache) / 2 : UINT64_MAX;
-}
-
 int psi_pool_step(psi_pool *pool) {
     if (pool == NULL) {
         return -EINVAL;
     }
     pthread_mutex_lock(&pool->lock);
-    uint64_t moves = pool->trimmed_bytes + pool->restored_bytes;
+    uint64_t moves = pool->moves;
     pool->step++;
     pool->in_step = true;
+    pool->restores += psi_wake_wanted(pool) > 0;
     if (!psi_is_forked_child(pool->cache)) {
-        (void)psi_wake_wanted(pool, wake_allowance_bytes(pool));
         uint64_t trim = asked_bytes(pool), exchanged = exchange(pool);
         uint64_t restore = atomic_exchange(&pool->want_restore_bytes, 0);
         if (trim > exchanged) {
-            pool->trims += psi_trim(pool, trim - exchanged, PSI_TRIM_ALL, pool->floor_bytes) > 0;
+            exchanged += psi_trim(pool, trim - exchanged, PSI_TRIM_ALL, pool->floor_bytes);
         } else if (atomic_exchange(&pool->want_restore_all, false)) {
             (void)restore_all(pool);
         } else if (restore > 0) {
             (void)psi_regrow(pool, restore);
         }
+        pool->trims += exchanged > 0;
     }
     psi_trim_survey(pool);
-    moves = pool->trimmed_bytes + pool->restored_bytes - moves;
-    int blocks = (int)(moves / (pool->block_total_bytes != 0 ? pool->block_total_bytes : 1));
+    int moved = (int)(pool->moves - moves);
     pthread_mutex_unlock(&pool->lock);
-    return blocks;
+    return moved;
 }
 
 void psi_pool_step_end(psi_pool *pool) {
@@ -400,6 +418,17 @@ void psi_pool_step_end(psi_pool *pool) {
         pool->step_end_us = psi_os_now_us();
         pthread_mutex_unlock(&pool->lock);
     }
+}
+
+int64_t psi_pool_own_balance_bytes(const psi_pool *pool) {
+    uint64_t restored = pool->restored_bytes < pool->returned_bytes ? pool->restored_bytes : pool->returned_bytes;
+    return (int64_t)restored - (int64_t)pool->returned_bytes;
+}
+
+void psi_pool_count_refusal(psi_pool *pool) {
+    pthread_mutex_lock(&pool->lock);
+    pool->refusals++;
+    pthread_mutex_unlock(&pool->lock);
 }
 
 int psi_pool_refuses(const psi_pool *pool) {

@@ -19,7 +19,7 @@ typedef struct psi_block {
     bool releasing;     /* scratch of one trim */
     uint32_t slot;      /* its copy in the store, the same bytes while RESIDENT (clean); PSI_SLOT_NONE */
     uint32_t run;       /* blocks of the psi_kv_malloc run that starts here */
-    uint64_t born;      /* running number of its first write */
+    uint64_t age;       /* running number of its last write; writes in a row count once */
     uint64_t written;   /* number of the step that wrote it last */
     uint64_t used;      /* number of the step that read or wrote it last */
 } psi_block;
@@ -48,10 +48,14 @@ struct psi_pool {
     uint64_t step;                /* the step that runs, or ran last */
     bool in_step;
     uint64_t step_end_us;
-    uint64_t births;
+    uint64_t writes;              /* the highest age given */
+    uint32_t last_written;        /* block */
+    uint64_t moves;               /* of blocks, from or to RESIDENT */
+    uint64_t store_granted_bytes; /* of the cache's store_max_bytes */
     uint32_t resident, stored, dropped; /* blocks */
     uint32_t hidden;              /* of the stored: blocks that the last step would have read */
     uint64_t trims, restores, refusals, trimmed_bytes, restored_bytes, store_errors;
+    uint64_t returned_bytes;      /* to the system, in whole pages: less than trimmed where blocks share pages */
     bool store_error_said;
     /* Requests from the watcher and from other processes, taken at the next safe point; any thread. */
     _Atomic uint64_t want_trim_bytes, want_restore_bytes;
@@ -75,8 +79,8 @@ size_t psi_layout_block_bytes(const psi_pool *pool, uint32_t block);
 void psi_layout_gather(const psi_pool *pool, uint32_t block, unsigned char *record);
 void psi_layout_scatter(psi_pool *pool, uint32_t block, const unsigned char *record);
 /* Gives back every page on which nothing but blocks out of memory lie, next to blocks marked `releasing`, and
- * takes the marks off. */
-void psi_layout_give_back(psi_pool *pool);
+ * takes the marks off. Bytes that went to the system. */
+uint64_t psi_layout_give_back(psi_pool *pool);
 /* The blocks that bytes [address, address + count) belong to, in one plane; false: none. */
 bool psi_layout_blocks_of(const psi_pool *pool, const psi_plane *plane, const void *address, size_t count, uint32_t *first,
                           uint32_t *last);
@@ -88,16 +92,24 @@ int psi_block_bring_back(psi_pool *pool, uint32_t block);
 /* trim.c. Bytes given back, not below floor_bytes of resident ones; bytes restored. */
 uint64_t psi_trim(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, uint64_t floor_bytes);
 uint64_t psi_regrow(psi_pool *pool, uint64_t want_bytes);
-uint64_t psi_wake_wanted(psi_pool *pool, uint64_t may_take_bytes);
+uint64_t psi_wake_wanted(psi_pool *pool);
 /* Counts anew what could go (evictable_bytes, exchangeable) and what waits to come back (hidden). */
 void psi_trim_survey(psi_pool *pool);
 
+/* pool.c: restored less returned to the system, at most 0. */
+int64_t psi_pool_own_balance_bytes(const psi_pool *pool);
+
+/* pool.c: counts a step or block that the engine was refused. Any thread. */
+void psi_pool_count_refusal(psi_pool *pool);
+
 /* cache.c: what a pool needs of its cache. */
 bool psi_cache_refuses(const psi_cache *cache);
-uint64_t psi_cache_headroom_bytes(const psi_cache *cache);
+/* Takes up to want_bytes of the room that may be filled again before the next reading: half of what is free, for all pools
+ * together, so that no step ends the process by what it names. */
+uint64_t psi_cache_take_room(psi_cache *cache, uint64_t want_bytes);
 bool psi_cache_is_pressed(const psi_cache *cache);
 const psi_policy *psi_cache_policy(const psi_cache *cache);
-int psi_cache_open_store(psi_cache *cache, psi_store **store, size_t record_bytes, uint32_t slots);
+int psi_cache_open_store(psi_cache *cache, psi_pool *pool);
 void psi_cache_add_pool(psi_cache *cache, psi_pool *pool);
 void psi_cache_remove_pool(psi_cache *cache, psi_pool *pool);
 uint64_t psi_cache_floor_bytes(const psi_cache *cache);

@@ -105,11 +105,14 @@ static int check(const psi_settings *s) {
 }
 
 int psi_settings_resolve(psi_settings *settings, const psi_options *options) {
-    psi_options none = PSI_OPTIONS_INIT(psi_options);
-    const psi_options *o = options != NULL ? options : &none;
-    psi_settings made = {0};
-    if (o->size < sizeof(psi_options)) {
+    psi_options known = {0}, *o = &known;
+    psi_settings made = {.log = {.level = PSI_LOG_WARN}};
+    if (options != NULL && options->size < sizeof(options->size)) {
+        psi_log_line(&made.log, PSI_LOG_ERROR, "psi_options.size is not set: use PSI_OPTIONS_INIT(psi_options)");
         return -EINVAL;
+    }
+    if (options != NULL) { /* a caller built with an older header knows fewer fields */
+        memcpy(o, options, options->size < sizeof(*o) ? options->size : sizeof(*o));
     }
     resolve_log(&made, o);
     resolve_control(&made, o);

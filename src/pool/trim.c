@@ -24,7 +24,7 @@ static bool can_go(const psi_pool *pool, const psi_block *b) {
 
 static bool is_kept(const psi_pool *pool, uint32_t block) {
     const psi_block *b = &pool->block[block];
-    return block % pool->lane_blocks < pool->keep_first || pool->births - b->born < pool->keep_newest;
+    return block % pool->lane_blocks < pool->keep_first || pool->writes - b->age < pool->keep_newest;
 }
 
 static size_t collect(psi_pool *pool, psi_trim_scope scope, bool asleep) {
@@ -34,7 +34,7 @@ static size_t collect(psi_pool *pool, psi_trim_scope scope, bool asleep) {
         if (!can_go(pool, b) || is_asleep(pool, b, scope) != asleep || (!asleep && is_kept(pool, i))) {
             continue;
         }
-        pool->candidates[count++] = (psi_candidate){.block = i, .born = b->born, .used = b->used};
+        pool->candidates[count++] = (psi_candidate){.block = i, .age = b->age, .used = b->used};
     }
     psi_policy_heapify(pool->policy, pool->candidates, count);
     return count;
@@ -73,14 +73,14 @@ static int clean(psi_pool *pool, uint32_t block) {
     }
     psi_layout_gather(pool, block, pool->record);
     int error = psi_store_write(pool->store, pool->record, &b->slot);
-    if (error == -ENOSPC && free_a_clean_copy(pool)) {
+    if ((error == -ENOSPC || error == -EFBIG) && free_a_clean_copy(pool)) {
         error = psi_store_write(pool->store, pool->record, &b->slot);
     }
     return error;
 }
 
 /* Takes one block out of memory: to the store; to nowhere, when the user chose no store. False: it stays. */
-static bool evict(psi_pool *pool, uint32_t block, bool asleep) {
+static bool evict(psi_pool *pool, uint32_t block, psi_trim_scope scope, bool asleep) {
     psi_block *b = &pool->block[block];
     if (pool->store == NULL) {
         psi_block_move(pool, block, PSI_BLOCK_DROPPED);
@@ -89,7 +89,8 @@ static bool evict(psi_pool *pool, uint32_t block, bool asleep) {
         if (error != 0) {
             say_write_error(pool, error);
         }
-        if (error != 0 && !atomic_load(&pool->may_drop)) {
+        /* Only the engine's thread drops: its owner must know before the next step. */
+        if (error != 0 && (scope == PSI_TRIM_ASLEEP || !atomic_load(&pool->may_drop))) {
             return false;
         }
         psi_block_move(pool, block, error == 0 ? PSI_BLOCK_STORED : PSI_BLOCK_DROPPED);
@@ -106,12 +107,17 @@ static uint64_t resident_bytes(const psi_pool *pool) {
 static uint64_t take(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, bool asleep, uint64_t floor_bytes) {
     size_t count = collect(pool, scope, asleep);
     uint64_t given = 0;
+    bool store_failed = false;
     while (count > 0 && given < want_bytes && resident_bytes(pool) > floor_bytes) {
         psi_candidate next = psi_policy_pop(pool->policy, pool->candidates, &count);
-        if (!evict(pool, next.block, asleep)) {
-            break;
+        if (store_failed && pool->block[next.block].slot == PSI_SLOT_NONE) {
+            continue; /* what the store has already goes all the same */
         }
-        given += psi_layout_block_bytes(pool, next.block);
+        if (evict(pool, next.block, scope, asleep)) {
+            given += psi_layout_block_bytes(pool, next.block);
+        } else {
+            store_failed = true;
+        }
     }
     return given;
 }
@@ -126,7 +132,7 @@ uint64_t psi_trim(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, uin
         given += take(pool, want_bytes - given, scope, false, floor_bytes);
     }
     if (given > 0) {
-        psi_layout_give_back(pool);
+        pool->returned_bytes += psi_layout_give_back(pool);
         pool->trimmed_bytes += given;
     }
     return given;
@@ -147,18 +153,40 @@ void psi_trim_survey(psi_pool *pool) {
     pool->exchangeable = bytes > 0;
 }
 
-/* Blocks that went while nobody read them, and that the coming step reads: they come back before it runs. Past
- * may_take_bytes they turn hidden instead, and wait for room like those that the policy took. */
-uint64_t psi_wake_wanted(psi_pool *pool, uint64_t may_take_bytes) {
-    uint64_t woken = 0;
+static bool is_wanted(const psi_pool *pool, uint32_t block) {
+    const psi_block *b = &pool->block[block];
+    return b->state == PSI_BLOCK_STORED && !b->hidden && b->used >= pool->step;
+}
+
+/* Of `wanted` blocks as many as do not fit turn hidden, in the policy's order, and wait for room like those that it took.
+ * Sinks and the newest are not among them. */
+static void hide_surplus(psi_pool *pool, uint64_t wanted, uint64_t fit) {
+    size_t count = 0;
     for (uint32_t i = 0; i < pool->blocks; i++) {
-        psi_block *b = &pool->block[i];
-        if (b->state != PSI_BLOCK_STORED || b->hidden || b->used < pool->step) {
-            continue;
+        if (is_wanted(pool, i) && !is_kept(pool, i)) {
+            const psi_block *b = &pool->block[i];
+            pool->candidates[count++] = (psi_candidate){.block = i, .age = b->age, .used = b->used};
         }
-        if (woken + pool->block_total_bytes > may_take_bytes) {
-            b->hidden = true;
-        } else if (psi_block_bring_back(pool, i) == 0) {
+    }
+    psi_policy_heapify(pool->policy, pool->candidates, count);
+    for (; count > 0 && wanted > fit; wanted--) {
+        pool->block[psi_policy_pop(pool->policy, pool->candidates, &count).block].hidden = true;
+    }
+}
+
+/* Blocks that went while nobody read them, and that the coming step reads: they come back before it runs. */
+uint64_t psi_wake_wanted(psi_pool *pool) {
+    uint64_t wanted = 0, woken = 0;
+    for (uint32_t i = 0; i < pool->blocks; i++) {
+        wanted += is_wanted(pool, i);
+    }
+    if (wanted == 0) {
+        return 0;
+    }
+    uint64_t room = psi_cache_take_room(pool->cache, wanted * pool->block_total_bytes);
+    hide_surplus(pool, wanted, room / pool->block_total_bytes);
+    for (uint32_t i = 0; i < pool->blocks; i++) {
+        if (is_wanted(pool, i) && psi_block_bring_back(pool, i) == 0) {
             woken += pool->block_total_bytes;
         }
     }
@@ -173,7 +201,7 @@ uint64_t psi_regrow(psi_pool *pool, uint64_t want_bytes) {
         psi_candidate best_candidate = {0};
         for (uint32_t i = 0; i < pool->blocks; i++) {
             const psi_block *b = &pool->block[i];
-            psi_candidate candidate = {.block = i, .born = b->born, .used = b->used};
+            psi_candidate candidate = {.block = i, .age = b->age, .used = b->used};
             if (b->state == PSI_BLOCK_STORED && b->hidden && b->used >= pool->step &&
                 (best == PSI_BLOCK_NONE || pool->policy->goes_before(&best_candidate, &candidate))) {
                 best = i;

@@ -9,6 +9,7 @@
 /* A trim holds the pool's lock, for which the engine may wait: so in portions. */
 #define PORTION_BYTES (UINT64_C(2) << 20)
 #define PORTION_PAUSE_US 100u
+#define REGROW_PERIOD_US 100000u
 
 static void measure_demand(psi_cache *cache, psi_demand *demand) {
     *demand = (psi_demand){0};
@@ -112,17 +113,16 @@ static void take_requests(psi_board *board) {
     }
 }
 
-/* What we took and gave ourselves is no spike. */
+/* What we took and gave ourselves is no spike. Never more is taken than was given: where blocks share pages, less went than
+ * the blocks' bytes. */
 static void tell_own_moves(psi_cache *cache) {
-    uint64_t restored = 0, trimmed = 0;
+    int64_t balance = 0;
     pthread_mutex_lock(&cache->lock);
     for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
         pthread_mutex_lock(&pool->lock);
-        restored += pool->restored_bytes;
-        trimmed += pool->trimmed_bytes;
+        balance += psi_pool_own_balance_bytes(pool);
         pthread_mutex_unlock(&pool->lock);
     }
-    int64_t balance = (int64_t)(restored - trimmed);
     psi_signal_took(cache->signal, balance - cache->own_balance_bytes);
     cache->own_balance_bytes = balance;
     pthread_mutex_unlock(&cache->lock);
@@ -139,12 +139,14 @@ static uint64_t watch_once(psi_cache *cache) {
     psi_control_decide(&cache->control, &reading, &demand, &decision);
     cache->reading = reading;
     cache->decision = decision;
-    atomic_store(&cache->headroom_bytes, (reading.have & PSI_HAVE_HEADROOM) != 0 ? reading.headroom_bytes : UINT64_MAX);
+    atomic_store(&cache->room_bytes, (reading.have & PSI_HAVE_HEADROOM) != 0 ? reading.headroom_bytes / 2 : UINT64_MAX);
     if (cache->settings.controller) {
         act(cache, &decision, &demand);
     }
     pthread_mutex_unlock(&cache->lock);
-    return decision.sleep_us;
+    /* Far from every limit a reading is rare; what waits to come back should not wait for it. */
+    bool regrows = demand.returnable_bytes > 0 && decision.sleep_us > REGROW_PERIOD_US;
+    return regrows ? REGROW_PERIOD_US : decision.sleep_us;
 }
 
 static void publish(void) {

@@ -3,6 +3,8 @@
  * names the cache, and to the input mask, whose columns are cells. */
 #include "engine/llama/graph.h"
 
+#include "pool/pool.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -281,6 +283,15 @@ static bool needs_check(psi_kv *kv, int nodes) {
 
 /* ---- The step ---------------------------------------------------------------------------------- */
 
+static bool has_mask(const psi_llama_step *step, const psi_kv *kv) {
+    for (uint32_t i = 0; i < step->mask_count; i++) {
+        if (step->masks[i].kv == kv) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static void read_graph(psi_llama_step *step, const psi_abi *abi, void *graph) {
     written seen = {0};
     int nodes = abi->graph_n_nodes(graph);
@@ -288,7 +299,7 @@ static void read_graph(psi_llama_step *step, const psi_abi *abi, void *graph) {
         const tensor *node = abi->graph_node(graph, i);
         if (node->op == abi->op_set_rows) {
             read_set_rows(step, &seen, node);
-        } else if (node->op == abi->op_flash_attn || (node->op == abi->op_soft_max && node->src[1] != NULL)) {
+        } else if (node->op == abi->op_flash_attn || node->op == abi->op_soft_max) {
             read_attention(step, abi, node);
         } else {
             psi_kv *kv = written_in_place(abi, node);
@@ -298,6 +309,9 @@ static void read_graph(psi_llama_step *step, const psi_abi *abi, void *graph) {
         }
     }
     for (uint32_t i = 0; i < step->kv_count; i++) {
+        if (step->kvs[i]->wrote && !has_mask(step, step->kvs[i])) {
+            give_up(step->kvs[i], "a graph that writes its cache, and reads it by no mask");
+        }
         if (needs_check(step->kvs[i], nodes)) {
             check_reads(abi, graph, nodes);
         }
@@ -311,6 +325,10 @@ static void settle(psi_kv *kv) {
     }
     if (kv->given_up && kv->pool != NULL) {
         psi_kv_make_whole(kv, true);
+        if (kv->lost_cells > 0) {
+            psi_llama_say(PSI_LOG_ERROR, "%u cells that were dropped before are zero now, and no longer hidden: clear the context",
+                          kv->lost_cells);
+        }
         psi_pool_destroy(kv->pool);
         kv->pool = NULL;
     }
@@ -321,7 +339,7 @@ static bool must_refuse(const psi_kv *kv) {
         return false;
     }
     for (uint32_t i = 0; i < kv->blocks; i++) {
-        if ((kv->marks[i] & PSI_MARK_WRITE) != 0 && kv->states[i] == PSI_BLOCK_EMPTY) {
+        if ((kv->marks[i] & PSI_MARK_WRITE) != 0 && kv->states[i] != PSI_BLOCK_RESIDENT) {
             return true;
         }
     }
@@ -352,13 +370,19 @@ bool psi_llama_step_begin(psi_llama_step *step, const psi_abi *abi, void *graph)
     if (psi_kv_first() != NULL) {
         read_graph(step, abi, graph);
     }
+    for (uint32_t i = 0; i < step->kv_count; i++) {
+        step->kvs[i]->context = psi_llama_context;
+        settle(step->kvs[i]); /* under the lock: another thread may be asking whether it refuses */
+    }
     psi_kv_unlock();
     for (uint32_t i = 0; i < step->kv_count; i++) {
         psi_kv *kv = step->kvs[i];
-        settle(kv);
         if (kv->pool != NULL) {
             psi_pool_states(kv->pool, kv->states);
-            refused = refused || must_refuse(kv);
+            if (must_refuse(kv)) {
+                psi_pool_count_refusal(kv->pool);
+                refused = true;
+            }
         }
     }
     for (uint32_t i = 0; i < step->kv_count && !refused; i++) {

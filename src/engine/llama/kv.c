@@ -21,6 +21,10 @@ void psi_kv_unlock(void) {
     pthread_mutex_unlock(&list_lock);
 }
 
+void psi_kv_handle_forks(void) {
+    (void)pthread_atfork(psi_kv_lock, psi_kv_unlock, psi_kv_unlock);
+}
+
 psi_kv *psi_kv_first(void) {
     return list;
 }
@@ -152,7 +156,7 @@ static bool make_books(psi_kv *kv) {
     return kv->marks != NULL && kv->states != NULL && kv->has != NULL && kv->lost != NULL;
 }
 
-static void free_kv(psi_kv *kv) {
+void psi_kv_destroy(psi_kv *kv) {
     psi_pool_destroy(kv->pool);
     psi_os_unreserve(kv->arena, kv->arena_bytes);
     free(kv->marks);
@@ -172,7 +176,7 @@ static psi_kv *make_kv(const psi_abi *abi, void *context) {
     kv->arena = good ? psi_os_reserve(kv->arena_bytes) : NULL;
     kv->buffer = kv->arena != NULL ? abi->cpu_buffer_from_ptr(kv->arena, kv->arena_bytes) : NULL;
     if (kv->buffer == NULL) {
-        free_kv(kv);
+        psi_kv_destroy(kv);
         return NULL;
     }
     return kv;
@@ -195,8 +199,9 @@ void *psi_kv_take(const psi_abi *abi, void *context, void *buffer_type) {
     if (kv == NULL) {
         return NULL;
     }
-    if (!place_tensors(kv, context)) { /* the engine's buffer now points into the arena: too late to step aside */
+    if (!place_tensors(kv, context)) { /* some lie in the arena already, so it stays: the engine fails on the others */
         psi_llama_say(PSI_LOG_ERROR, "the engine refused the KV tensors' place: the context cannot be made");
+        return NULL;
     }
     psi_llama_say(PSI_LOG_INFO, "managing a KV cache of %u cells x %u stream(s), %zu MiB of address space, blocks of %u cells",
                   kv->cells, kv->streams, kv->arena_bytes >> 20, kv->block_cells);
@@ -207,14 +212,15 @@ void *psi_kv_take(const psi_abi *abi, void *context, void *buffer_type) {
     return kv->buffer;
 }
 
-void psi_kv_release(psi_kv *kv) {
+psi_kv *psi_kv_unlink(const void *buffer) {
     for (psi_kv **link = &list; *link != NULL; link = &(*link)->next) {
-        if (*link == kv) {
+        psi_kv *kv = *link;
+        if (kv->buffer == buffer) {
             *link = kv->next;
-            break;
+            return kv;
         }
     }
-    free_kv(kv);
+    return NULL;
 }
 
 /* ---- The pool ---------------------------------------------------------------------------------- */
@@ -339,6 +345,35 @@ static void note_rows(psi_kv *kv, const kv_tensor *which, const unsigned char *a
     }
 }
 
+_Thread_local const void *psi_llama_context;
+
+static void set_bit(uint64_t *bits, uint64_t at, bool value) {
+    uint64_t mask = UINT64_C(1) << (at % 64);
+    bits[at / 64] = value ? bits[at / 64] | mask : bits[at / 64] & ~mask;
+}
+
+void psi_kv_copy_books(const kv_tensor *from_tensor, const psi_kv *from, size_t from_offset, const kv_tensor *to_tensor, psi_kv *to,
+                       size_t to_offset, size_t count) {
+    if (!from_tensor->is_key || !to_tensor->is_key || from->lost_cells + to->lost_cells == 0) {
+        return; /* V's cells are K's */
+    }
+    uint64_t first = from_offset / from_tensor->t->nb[1], target = to_offset / to_tensor->t->nb[1];
+    for (uint64_t i = 0; i < count / from_tensor->t->nb[1]; i++) {
+        bool lost = bit(from->lost, first + i), was = bit(to->lost, target + i);
+        set_bit(to->lost, target + i, lost);
+        to->lost_cells = to->lost_cells + lost - was;
+    }
+}
+
+/* Bytes that were dropped leave the context by a way that has no mask: nothing can hide them there. */
+static void say_lost(psi_kv *kv) {
+    if (kv->lost_cells > 0 && !kv->lost_said) {
+        kv->lost_said = true;
+        psi_llama_say(PSI_LOG_ERROR, "a state is saved while %u cells are dropped: they are zero in it; keep a store (PSI_CACHE_STORE=file)",
+                      kv->lost_cells);
+    }
+}
+
 static void touch_block(psi_kv *kv, uint32_t block, bool write) {
     if (write) {
         (void)psi_block_write(kv->pool, block);
@@ -367,6 +402,8 @@ void psi_kv_touch(psi_kv *kv, const kv_tensor *which, const void *address, size_
     }
     if (write) {
         note_rows(kv, which, address, count);
+    } else {
+        say_lost(kv);
     }
     if (kv->pool == NULL) {
         return;

@@ -27,6 +27,7 @@ typedef struct psi_kv {
     uint32_t block_cells;
     uint32_t stream_blocks;
     uint32_t blocks;
+    const void *context;   /* the llama_context that used it last; NULL: not known */
     psi_pool *pool;        /* NULL until the first step shows how V lies */
     bool v_transposed;     /* flash attention is off: a cell is a column of V */
     bool given_up;         /* a graph was not understood: lazily committed, never trimmed */
@@ -35,6 +36,7 @@ typedef struct psi_kv {
     unsigned char *marks, *states; /* a byte a block */
     uint64_t *has, *lost;  /* a bit a cell: has content; its content was dropped */
     uint32_t lost_cells;
+    bool lost_said;
     uint64_t step_last;    /* last cell that the coming step writes (stream * cells + cell) */
     uint64_t last_written; /* the same of the last step that was computed */
     bool wrote;
@@ -44,6 +46,9 @@ typedef struct psi_kv {
  * none or not understood (the caller then lets the engine do as always). */
 void *psi_kv_take(const psi_abi *abi, void *context, void *buffer_type);
 
+/* Registers for fork(): the child must not find the list locked by a thread that it does not have. Once. */
+void psi_kv_handle_forks(void);
+
 /* Lookups; hold the list's lock while the result is used. */
 void psi_kv_lock(void);
 void psi_kv_unlock(void);
@@ -51,9 +56,19 @@ psi_kv *psi_kv_first(void);
 psi_kv *psi_kv_of_buffer(const void *buffer);
 psi_kv *psi_kv_of_address(const void *address, const kv_tensor **which);
 
-/* The engine clears or frees the buffer. */
+/* The engine clears the buffer. */
 void psi_kv_clear(psi_kv *kv);
-void psi_kv_release(psi_kv *kv);
+
+/* The engine frees the buffer: out of the list, under its lock; then the memory, once the engine let go of it. */
+psi_kv *psi_kv_unlink(const void *buffer);
+void psi_kv_destroy(psi_kv *kv);
+
+/* The llama_context that this thread decodes with; NULL: not known. */
+extern _Thread_local const void *psi_llama_context;
+
+/* Copies of whole cells between caches of ours: what is lost in one is lost in the other. */
+void psi_kv_copy_books(const kv_tensor *from_tensor, const psi_kv *from, size_t from_offset, const kv_tensor *to_tensor, psi_kv *to,
+                       size_t to_offset, size_t count);
 
 /* Makes the pool, once it is known whether V is transposed. */
 void psi_kv_open_pool(psi_kv *kv, bool v_transposed);

@@ -33,6 +33,7 @@ static void open_cache(void) {
         return;
     }
     cache = psi_cache_open(NULL);
+    psi_kv_handle_forks(); /* after the cache's own: this lock is taken before its locks */
     if (cache == NULL) {
         psi_llama_say(PSI_LOG_ERROR, "could not be opened (error %d): the engine runs untouched", errno);
     }
@@ -52,6 +53,14 @@ void psi_llama_say(psi_log_level level, const char *format, ...) {
     psi_log_line(&say_log, level, "%s", line);
 }
 
+/* What psi-cache status shows of this process's engine. */
+static void show_engine(const char *format, const char *text) __attribute__((format(printf, 1, 0)));
+
+static void show_engine(const char *format, const char *text) {
+    psi_board *board = psi_board_own();
+    (void)snprintf(board->engine, sizeof(board->engine), format, text);
+}
+
 /* The build, when it is one we understand; says once when it is not. */
 static const psi_abi *understood(const psi_abi *abi) {
     static _Atomic(const psi_abi *) said;
@@ -61,14 +70,10 @@ static const psi_abi *understood(const psi_abi *abi) {
     (void)psi_llama_cache(); /* the log's settings */
     if (said != abi) {
         said = abi;
+        show_engine("untouched: %.110s", abi->why_not);
         psi_llama_say(PSI_LOG_WARN, "%s runs untouched: %s", abi->path, abi->why_not);
     }
     return NULL;
-}
-
-static void show_engine(const psi_abi *abi) {
-    psi_board *board = psi_board_own();
-    (void)snprintf(board->engine, sizeof(board->engine), "llama.cpp, %.110s", abi->path);
 }
 
 /* ---- ggml -------------------------------------------------------------------------------------- */
@@ -89,7 +94,7 @@ void *ggml_backend_alloc_ctx_tensors_from_buft(void *context, void *buffer_type)
     }
     void *buffer = understood(abi) != NULL ? psi_kv_take(abi, context, buffer_type) : NULL;
     if (buffer != NULL) {
-        show_engine(abi);
+        show_engine("llama.cpp, %.110s", abi->path);
         return buffer;
     }
     return abi->alloc_ctx_tensors_from_buft(context, buffer_type);
@@ -110,16 +115,14 @@ void ggml_backend_buffer_clear(void *buffer, uint8_t value) {
 
 void ggml_backend_buffer_free(void *buffer) {
     psi_kv_lock();
-    psi_kv *kv = psi_kv_of_buffer(buffer);
+    psi_kv *kv = psi_kv_unlink(buffer);
     psi_kv_unlock();
     const psi_abi *abi = psi_abi_of(CALLER);
     if (abi != NULL && abi->buffer_free != NULL) {
         abi->buffer_free(buffer);
     }
     if (kv != NULL) {
-        psi_kv_lock();
-        psi_kv_release(kv);
-        psi_kv_unlock();
+        psi_kv_destroy(kv);
     }
 }
 
@@ -130,7 +133,7 @@ int ggml_backend_sched_graph_compute_async(void *sched, void *graph) {
     }
     psi_llama_step step = {.kv_count = 0};
     if (abi->fits && !psi_llama_step_begin(&step, abi, graph)) {
-        psi_llama_say(PSI_LOG_INFO, "a step was refused: no memory for new blocks, and nothing left to trim");
+        psi_llama_say(PSI_LOG_INFO, "a step was refused: no memory for a new block, and none that could go for it");
         return STATUS_ABORTED; /* the engine takes the step's cells back, and its decode returns 2 */
     }
     int status = abi->sched_graph_compute_async(sched, graph);
@@ -178,11 +181,25 @@ void ggml_backend_tensor_memset(tensor *t, uint8_t value, size_t offset, size_t 
     }
 }
 
+static void copy_books(const tensor *from, const tensor *to, size_t count) {
+    const kv_tensor *from_which = NULL, *to_which = NULL;
+    psi_kv_lock();
+    psi_kv *from_kv = from->data != NULL ? psi_kv_of_address(from->data, &from_which) : NULL;
+    psi_kv *to_kv = to->data != NULL ? psi_kv_of_address(to->data, &to_which) : NULL;
+    if (from_which != NULL && to_which != NULL) {
+        size_t from_offset = (size_t)((const unsigned char *)from->data - from_which->data);
+        size_t to_offset = (size_t)((const unsigned char *)to->data - to_which->data);
+        psi_kv_copy_books(from_which, from_kv, from_offset, to_which, to_kv, to_offset, count);
+    }
+    psi_kv_unlock();
+}
+
 void ggml_backend_tensor_copy(tensor *from, tensor *to) {
     const psi_abi *abi = psi_abi_of(CALLER);
     if (abi != NULL && abi->fits) {
         touch(from, 0, abi->nbytes(from), false);
         touch(to, 0, abi->nbytes(to), true);
+        copy_books(from, to, abi->nbytes(from));
     }
     if (abi != NULL && abi->tensor_copy != NULL) {
         abi->tensor_copy(from, to);
@@ -201,17 +218,29 @@ typedef struct batch_by_value {
 STAND_IN int32_t llama_decode(void *context, batch_by_value batch);
 STAND_IN int32_t llama_process(void *context, int type, void *batch);
 
-/* Non-zero when a decode of n_tokens would need a new block and would not get it: the caller returns 1, "no KV slot". Python
- * asks this itself, because its calls do not come past llama_decode. Any thread. */
-PSI_API int psi_llama_refuses(int n_tokens);
+/* Non-zero when a decode of n_tokens in this llama_context would need a new block and would not get it: the caller returns 1,
+ * "no KV slot". Asked before each decode; Python asks itself, because its calls do not come past llama_decode. Any thread. */
+PSI_API int psi_llama_refuses(const void *context, int n_tokens);
 
-int psi_llama_refuses(int n_tokens) {
+static bool has_room(const psi_kv *kv, int n_tokens) {
+    uint32_t cell = (uint32_t)(kv->last_written % kv->cells), stream = (uint32_t)(kv->last_written / kv->cells);
+    uint32_t left = kv->block_cells - 1 - cell % kv->block_cells;
+    if (n_tokens <= (int)left) {
+        return true;
+    }
+    uint32_t next = cell / kv->block_cells + 1;
+    return n_tokens <= (int)(left + kv->block_cells) && next < kv->stream_blocks &&
+           psi_block_get_state(kv->pool, stream * kv->stream_blocks + next) == PSI_BLOCK_RESIDENT;
+}
+
+int psi_llama_refuses(const void *context, int n_tokens) {
     int refuses = 0;
+    psi_llama_context = context;
     psi_kv_lock();
     for (psi_kv *kv = psi_kv_first(); kv != NULL && !refuses; kv = kv->next) {
-        if (kv->pool != NULL && psi_pool_refuses(kv->pool)) {
-            uint32_t in_block = (uint32_t)(kv->last_written % kv->cells) % kv->block_cells;
-            refuses = n_tokens > (int)(kv->block_cells - 1 - in_block);
+        if (kv->context == context && kv->pool != NULL && psi_pool_refuses(kv->pool) && !has_room(kv, n_tokens)) {
+            psi_pool_count_refusal(kv->pool);
+            refuses = 1;
         }
     }
     psi_kv_unlock();
@@ -221,35 +250,28 @@ int psi_llama_refuses(int n_tokens) {
 typedef int32_t (*decode_fn)(void *, batch_by_value);
 typedef int32_t (*process_fn)(void *, int, void *);
 
+/* Looked up at each call, some microseconds a decode: two builds of the engine may live in one process. */
 int32_t llama_decode(void *context, batch_by_value batch) {
-    static _Atomic(decode_fn) next;
-    decode_fn own = llama_decode, found = next;
+    decode_fn own = llama_decode, found = NULL;
     void *self = NULL;
     memcpy(&self, &own, sizeof(self));
-    if (found == NULL) {
-        void *address = psi_abi_next(CALLER, "llama_decode", self);
-        memcpy(&found, &address, sizeof(found));
-        next = found;
-    }
+    void *address = psi_abi_next(CALLER, "llama_decode", self);
+    memcpy(&found, &address, sizeof(found));
     if (found == NULL) {
         return -1;
     }
-    return psi_llama_refuses(batch.n_tokens) ? 1 : found(context, batch);
+    return psi_llama_refuses(context, batch.n_tokens) ? 1 : found(context, batch);
 }
 
 int32_t llama_process(void *context, int type, void *batch) {
-    static _Atomic(process_fn) next;
-    process_fn own = llama_process, found = next;
+    process_fn own = llama_process, found = NULL;
     void *self = NULL;
     memcpy(&self, &own, sizeof(self));
-    if (found == NULL) {
-        void *address = psi_abi_next(CALLER, "llama_process", self);
-        memcpy(&found, &address, sizeof(found));
-        next = found;
-    }
+    void *address = psi_abi_next(CALLER, "llama_process", self);
+    memcpy(&found, &address, sizeof(found));
     if (found == NULL) {
         return -1;
     }
     /* The batch is opaque here: one token is the least that it holds; a longer one is refused at its step. */
-    return psi_llama_refuses(1) ? 1 : found(context, type, batch);
+    return psi_llama_refuses(context, 1) ? 1 : found(context, type, batch);
 }
