@@ -148,7 +148,7 @@ STUB = """
 #include <string.h>
 static int refuse_above = 1 << 30;
 static double the_high;
-int psi_llama_refuses(int tokens) { return tokens > refuse_above; }
+int psi_llama_refuses(const void *context, int tokens) { (void)context; return tokens > refuse_above; }
 void stub_refuse_above(int tokens) { refuse_above = tokens; }
 struct batch { int n_tokens; void *a, *b, *c, *d, *e; signed char *logits; };
 int stub_decode(void *context, struct batch batch) { return context ? 100 + batch.n_tokens + batch.logits[0] : -1; }
