@@ -17,30 +17,26 @@
 #define CHUNK_BYTES ((size_t)1 << 20)
 #define MAX_PROCESSES 64
 
-static double now_s(void)
-{
+static double now_s(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-static void sleep_until(double when_s)
-{
-    struct timespec t = { .tv_sec = (time_t)when_s };
+static void sleep_until(double when_s) {
+    struct timespec t = {.tv_sec = (time_t)when_s};
     t.tv_nsec = (long)((when_s - (double)t.tv_sec) * 1e9);
     while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL) == EINTR)
         ;
 }
 
-static void say(const char *event, size_t bytes)
-{
+static void say(const char *event, size_t bytes) {
     printf("{\"event\": \"%s\", \"time_s\": %.6f, \"bytes\": %zu}\n", event, now_s(), bytes);
     fflush(stdout);
 }
 
 /* One share of the spike: touched chunk by chunk on a schedule, so that a stall is made up for. */
-static int hold_share(size_t bytes, double bytes_per_s, double begin_s, double end_s)
-{
+static int hold_share(size_t bytes, double bytes_per_s, double begin_s, double end_s) {
     char *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED)
         return 1;
@@ -56,8 +52,7 @@ static int hold_share(size_t bytes, double bytes_per_s, double begin_s, double e
     return 0;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     size_t size = argc > 3 ? (size_t)strtoull(argv[1], NULL, 10) : 0;
     double rate = argc > 3 ? strtod(argv[2], NULL) : 0;
     double hold_s = argc > 3 ? strtod(argv[3], NULL) : -1;

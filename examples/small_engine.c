@@ -28,8 +28,8 @@ enum {
     BLOCK_TOKENS = 256,
     BLOCK_BYTES = 2 * BLOCK_TOKENS * WIDTH * (int)sizeof(float),
     BLOCKS = 16,
-    STEP_TOKENS = 64,                             /* tokens that a step adds */
-    ALL_TOKENS = (BLOCKS + 4) * BLOCK_TOKENS,     /* more than the pool can hold: see take_block */
+    STEP_TOKENS = 64,                         /* tokens that a step adds */
+    ALL_TOKENS = (BLOCKS + 4) * BLOCK_TOKENS, /* more than the pool can hold: see take_block */
     HALF_WAY = BLOCKS / 2 * BLOCK_TOKENS
 };
 
@@ -89,9 +89,7 @@ static const char *state_name(psi_block_state state) {
     return names[state];
 }
 
-static block_content *content_of(const engine *e, int index) {
-    return psi_block_address(e->pool, e->order[index]);
-}
+static block_content *content_of(const engine *e, int index) { return psi_block_address(e->pool, e->order[index]); }
 
 /* Moves block `index` to the end of the order, to be filled anew. */
 static void make_newest(engine *e, int index) {
@@ -118,8 +116,8 @@ static bool take_block(engine *e) {
     int why = errno;
     for (int i = 0; i < e->count; i++) {
         if (psi_block_get_state(e->pool, e->order[i]) == PSI_BLOCK_RESIDENT) {
-            printf("no new block (%s): block %u, the oldest, is written anew\n", why == EAGAIN ? "memory is short" : "all are in use",
-                   (unsigned)e->order[i]);
+            printf("no new block (%s): block %u, the oldest, is written anew\n",
+                   why == EAGAIN ? "memory is short" : "all are in use", (unsigned)e->order[i]);
             make_newest(e, i);
             e->reused++;
             return true;
@@ -207,8 +205,9 @@ static bool run_step(engine *e, uint32_t first_token, int new_tokens, step_resul
 static void say_where_it_is(const engine *e) {
     psi_stats stats = {.size = sizeof(stats)};
     if (psi_stats_read(e->cache, &stats) == 0) {
-        printf("  resident %llu KiB, stored %llu KiB, dropped %llu KiB\n", (unsigned long long)stats.resident_bytes >> 10,
-               (unsigned long long)stats.stored_bytes >> 10, (unsigned long long)stats.dropped_bytes >> 10);
+        printf("  resident %llu KiB, stored %llu KiB, dropped %llu KiB\n",
+               (unsigned long long)stats.resident_bytes >> 10, (unsigned long long)stats.stored_bytes >> 10,
+               (unsigned long long)stats.dropped_bytes >> 10);
     }
     for (int b = 0; b < e->count; b++) {
         printf("%s%s", b == 0 ? "  blocks: " : ", ", state_name(psi_block_get_state(e->pool, e->order[b])));
@@ -217,7 +216,8 @@ static void say_where_it_is(const engine *e) {
 }
 
 static bool is_same(const step_result *a, const step_result *b) {
-    return a->seen == b->seen && a->content_hash == b->content_hash && memcmp(a->output, b->output, sizeof(a->output)) == 0;
+    return a->seen == b->seen && a->content_hash == b->content_hash &&
+           memcmp(a->output, b->output, sizeof(a->output)) == 0;
 }
 
 /* Half of the cache goes and comes back; the same question is asked before, between and after. */
@@ -261,8 +261,8 @@ static bool run_all(engine *e) {
             return false;
         }
     }
-    printf("%d tokens done in a cache for %d; %d blocks were written anew; last answer starts with %.6f\n", (int)ALL_TOKENS,
-           (int)BLOCKS * BLOCK_TOKENS, e->reused, (double)result.output[0]);
+    printf("%d tokens done in a cache for %d; %d blocks were written anew; last answer starts with %.6f\n",
+           (int)ALL_TOKENS, (int)BLOCKS * BLOCK_TOKENS, e->reused, (double)result.output[0]);
     return e->reused == ALL_TOKENS / BLOCK_TOKENS - BLOCKS;
 }
 

@@ -41,7 +41,7 @@ typedef uint32_t psi_block_id;
 #define PSI_BLOCK_NONE UINT32_MAX
 
 /* Sets an option struct to its defaults: psi_options o = PSI_OPTIONS_INIT(psi_options); */
-#define PSI_OPTIONS_INIT(type) ((type){ .size = sizeof(type) })
+#define PSI_OPTIONS_INIT(type) ((type){.size = sizeof(type)})
 
 /* ---- The simple interface --------------------------------------------------------------------- */
 
@@ -64,21 +64,21 @@ typedef void (*psi_log_fn)(void *user, psi_log_level level, const char *line);
 
 typedef struct psi_options {
     size_t size;
-    double high;               /* trim above this index; default 0.7 (PSI_CACHE_HIGH) */
-    double low;                /* regrow below this index; default 0.3 (PSI_CACHE_LOW) */
-    double trim_min;           /* least share of the resident cache given in a cycle; 0.10 */
-    double trim_max;           /* largest share given in a cycle while there is time; 0.20 */
-    uint64_t dwell_us;         /* no regrowing this long after a trim; default 2 s */
-    uint64_t horizon_us;       /* how far ahead the fill rate is extrapolated; default 500 ms */
-    uint64_t reserve_bytes;    /* headroom to keep; default 1/16 of the limit, 16 MiB to 256 MiB */
-    uint64_t floor_bytes;      /* never trim a pool below this; default 1/32 of its capacity */
-    const char *policy;        /* "fifo" (default) or "lru" */
-    const char *store;         /* "file" (default) or "none" (trimmed blocks are dropped) */
-    const char *store_dir;     /* directory of the store, on a disk; default /var/tmp ($TMPDIR is often memory) */
-    uint64_t store_max_bytes;  /* upper size of the store; default: the pools' capacity */
-    const char *root;          /* prefix of /proc and /sys paths, for tests; default "" */
-    int controller;            /* 0 default (on), 1 on, -1 off: never trims by itself (PSI_CACHE_CONTROLLER=off) */
-    psi_log_fn log;            /* default: lines on stderr, PSI_CACHE_VERBOSE=0..3 */
+    double high;              /* trim above this index; default 0.7 (PSI_CACHE_HIGH) */
+    double low;               /* regrow below this index; default 0.3 (PSI_CACHE_LOW) */
+    double trim_min;          /* least share of the resident cache given in a cycle; 0.10 */
+    double trim_max;          /* largest share given in a cycle while there is time; 0.20 */
+    uint64_t dwell_us;        /* no regrowing this long after a trim; default 2 s */
+    uint64_t horizon_us;      /* how far ahead the fill rate is extrapolated; default 500 ms */
+    uint64_t reserve_bytes;   /* headroom to keep; default 1/16 of the limit, 16 MiB to 256 MiB */
+    uint64_t floor_bytes;     /* never trim a pool below this; default 1/32 of its capacity */
+    const char *policy;       /* "fifo" (default) or "lru" */
+    const char *store;        /* "file" (default) or "none" (trimmed blocks are dropped) */
+    const char *store_dir;    /* directory of the store, on a disk; default /var/tmp ($TMPDIR is often memory) */
+    uint64_t store_max_bytes; /* upper size of the store; default: the pools' capacity */
+    const char *root;         /* prefix of /proc and /sys paths, for tests; default "" */
+    int controller;           /* 0 default (on), 1 on, -1 off: never trims by itself (PSI_CACHE_CONTROLLER=off) */
+    psi_log_fn log;           /* default: lines on stderr, PSI_CACHE_VERBOSE=0..3 */
     void *log_user;
 } psi_options;
 
@@ -119,15 +119,15 @@ typedef void (*psi_block_moved_fn)(void *user, psi_block_id block, psi_block_sta
 
 typedef struct psi_pool_options {
     size_t size;
-    const char *name;          /* shown in status and logs; copied */
-    size_t block_bytes;        /* psi_pool_create: bytes a block, rounded up to whole pages; default 64 KiB */
-    uint32_t blocks;           /* number of blocks (psi_pool_create), or blocks a lane (psi_pool_adopt) */
-    uint32_t lanes;            /* psi_pool_adopt: lanes, for example streams; default 1 */
-    const psi_plane *planes;   /* psi_pool_adopt: lanes * planes_per_lane of them, lane by lane; copied */
+    const char *name;        /* shown in status and logs; copied */
+    size_t block_bytes;      /* psi_pool_create: bytes a block, rounded up to whole pages; default 64 KiB */
+    uint32_t blocks;         /* number of blocks (psi_pool_create), or blocks a lane (psi_pool_adopt) */
+    uint32_t lanes;          /* psi_pool_adopt: lanes, for example streams; default 1 */
+    const psi_plane *planes; /* psi_pool_adopt: lanes * planes_per_lane of them, lane by lane; copied */
     uint32_t planes_per_lane;
-    uint32_t keep_first;       /* leading blocks of each lane that are never trimmed; default 1 */
-    uint32_t keep_newest;      /* most recently written blocks that are never trimmed; default 2 */
-    uint64_t floor_bytes;      /* overrides psi_options.floor_bytes for this pool */
+    uint32_t keep_first;  /* leading blocks of each lane that are never trimmed; default 1 */
+    uint32_t keep_newest; /* most recently written blocks that are never trimmed; default 2 */
+    uint64_t floor_bytes; /* overrides psi_options.floor_bytes for this pool */
     psi_block_moved_fn moved;
     void *moved_user;
 } psi_pool_options;
@@ -157,8 +157,8 @@ PSI_API void *psi_block_address(const psi_pool *pool, psi_block_id block);
 PSI_API psi_block_state psi_block_get_state(const psi_pool *pool, psi_block_id block);
 
 /* Says that the block's memory is about to be written in whole or in part. A STORED block is read
- * back first; a DROPPED one becomes RESIDENT and zero. Returns 0; -EIO when the stored bytes are lost (the block is then RESIDENT and zero,
- * but for what is written now); -EINVAL for an unknown id. */
+ * back first; a DROPPED one becomes RESIDENT and zero. Returns 0; -EIO when the stored bytes are lost (the block is
+ * then RESIDENT and zero, but for what is written now); -EINVAL for an unknown id. */
 PSI_API int psi_block_write(psi_pool *pool, psi_block_id block);
 
 /* Says that the coming step reads the block: it is not taken for asleep, comes back first if it was, and the
@@ -183,9 +183,9 @@ PSI_API void psi_pool_clear(psi_pool *pool);
  * lost, -EINVAL for an unknown id. */
 PSI_API int psi_block_restore(psi_pool *pool, psi_block_id block);
 
-/* The engine's safe point: no step is running (psi_pool_step_end is implied), and each block that the coming step must be able to
- * read has been named with psi_block_used (and each that it writes with psi_block_write) since the
- * last safe point. Trims and restores happen here. Returns the number of blocks that moved here, or -EINVAL for NULL. */
+/* The engine's safe point: no step is running (psi_pool_step_end is implied), and each block that the coming step must
+ * be able to read has been named with psi_block_used (and each that it writes with psi_block_write) since the last safe
+ * point. Trims and restores happen here. Returns the number of blocks that moved here, or -EINVAL for NULL. */
 PSI_API int psi_pool_step(psi_pool *pool);
 
 /* Says that the step is over: until the next psi_pool_step no block is read or written. Optional; it lets
@@ -208,17 +208,18 @@ PSI_API void psi_kv_free(void *address);
 /* ---- By hand, and what happened --------------------------------------------------------------- */
 
 /* Asks every pool to give back `share` (above 0, up to 1) of its resident bytes, or to restore all that is
- * stored as far as half of what is free allows, at its next safe point. Return 0 or -EINVAL. Any thread. NULL: all caches of the process. */
+ * stored as far as half of what is free allows, at its next safe point. Return 0 or -EINVAL. Any thread. NULL: all
+ * caches of the process. */
 PSI_API int psi_cache_trim(psi_cache *cache, double share);
 PSI_API int psi_cache_restore(psi_cache *cache);
 
 typedef struct psi_stats {
     size_t size;
-    double index;            /* the pressure index: the largest of the four below */
-    double index_stall;      /* from PSI stall time */
-    double index_headroom;   /* from what is free against the reserve */
-    double index_forecast;   /* from what will be free `horizon_us` from now at this fill rate */
-    double index_thrash;     /* from major faults of the own process while memory is scarce */
+    double index;          /* the pressure index: the largest of the four below */
+    double index_stall;    /* from PSI stall time */
+    double index_headroom; /* from what is free against the reserve */
+    double index_forecast; /* from what will be free `horizon_us` from now at this fill rate */
+    double index_thrash;   /* from major faults of the own process while memory is scarce */
     double high, low;
     uint64_t headroom_bytes; /* UINT64_MAX: not known */
     uint64_t limit_bytes;    /* what the headroom is measured against; UINT64_MAX: not known */
@@ -227,18 +228,18 @@ typedef struct psi_stats {
     uint64_t resident_bytes; /* of blocks in memory */
     uint64_t stored_bytes;
     uint64_t dropped_bytes;
-    uint64_t trims;          /* times that a pool gave something back */
-    uint64_t restores;       /* times that a pool took something again */
-    uint64_t refusals;       /* blocks or steps refused */
-    uint64_t trimmed_bytes;  /* in all */
+    uint64_t trims;         /* times that a pool gave something back */
+    uint64_t restores;      /* times that a pool took something again */
+    uint64_t refusals;      /* blocks or steps refused */
+    uint64_t trimmed_bytes; /* in all */
     uint64_t restored_bytes;
-    uint64_t store_errors;   /* writes or reads that failed; no wrong byte was used */
-    uint64_t steps;          /* safe points passed */
+    uint64_t store_errors; /* writes or reads that failed; no wrong byte was used */
+    uint64_t steps;        /* safe points passed */
     uint64_t pools;
 } psi_stats;
 
-/* Fills *stats, of which size must be set (fields past it are left alone). NULL cache: all caches of the process together (the index
- * is the highest). Any thread. Errors: -EINVAL (size not set), -ENODEV (no cache is open). */
+/* Fills *stats, of which size must be set (fields past it are left alone). NULL cache: all caches of the process
+ * together (the index is the highest). Any thread. Errors: -EINVAL (size not set), -ENODEV (no cache is open). */
 PSI_API int psi_stats_read(psi_cache *cache, psi_stats *stats);
 
 /* "0.1.0" */

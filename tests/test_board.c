@@ -58,12 +58,12 @@ static int in_child(int (*body)(void)) {
     return WEXITSTATUS(status);
 }
 
-#define CHECK(condition)                                                            \
-    do {                                                                            \
-        if (!(condition)) {                                                         \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);         \
-            return 1;                                                               \
-        }                                                                           \
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                            \
+            return 1;                                                                                                  \
+        }                                                                                                              \
     } while (0)
 
 static psi_stats numbers(uint64_t n) {
@@ -202,9 +202,7 @@ static int killed(void) {
     _exit(0); /* as after a kill: no handler runs */
 }
 
-static int own_only(void) {
-    return psi_board_own()->pid == getpid() ? 0 : 1;
-}
+static int own_only(void) { return psi_board_own()->pid == getpid() ? 0 : 1; }
 
 static int count_files(void) {
     char command[256];

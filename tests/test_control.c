@@ -26,8 +26,8 @@ static psi_control new_control(void) {
 
 /* 4 GiB limit: the reserve is 256 MiB. */
 static psi_reading headroom_of(uint64_t mib) {
-    return (psi_reading){.at_us = 10000 * MS, .have = PSI_HAVE_HEADROOM,
-                         .headroom_bytes = mib * MIB, .limit_bytes = 4096 * MIB};
+    return (psi_reading){
+        .at_us = 10000 * MS, .have = PSI_HAVE_HEADROOM, .headroom_bytes = mib * MIB, .limit_bytes = 4096 * MIB};
 }
 
 static psi_reading filling(uint64_t headroom_mib, int64_t mib_per_s) {
@@ -77,7 +77,9 @@ static void headroom_reads_the_anchor_at_the_reserve(void **state) {
 
 static void reserve_follows_limit_within_bounds_or_the_option(void **state) {
     (void)state;
-    static const struct { uint64_t limit_mib, reserve_mib; } cases[] = {{64, 16}, {1600, 100}, {65536, 256}};
+    static const struct {
+        uint64_t limit_mib, reserve_mib;
+    } cases[] = {{64, 16}, {1600, 100}, {65536, 256}};
     for (size_t i = 0; i < 3; i++) {
         psi_reading reading = headroom_of(400);
         reading.limit_bytes = cases[i].limit_mib * MIB;
@@ -159,9 +161,12 @@ static void absurd_numbers_stay_in_range(void **state) {
     static const uint64_t amounts[] = {0, 1, UINT64_MAX};
     static const int64_t rates[] = {INT64_MIN, 0, INT64_MAX};
     for (size_t i = 0; i < 5 * 3 * 3 * 3; i++) {
-        psi_reading reading = {.at_us = 5, .have = 15, .stall_some_share = shares[i % 5],
+        psi_reading reading = {.at_us = 5,
+                               .have = 15,
+                               .stall_some_share = shares[i % 5],
                                .major_faults_per_s = shares[i % 5],
-                               .headroom_bytes = amounts[i / 5 % 3], .limit_bytes = amounts[i / 15 % 3],
+                               .headroom_bytes = amounts[i / 5 % 3],
+                               .limit_bytes = amounts[i / 15 % 3],
                                .fill_bytes_per_s = rates[i / 45]};
         for (size_t d = 0; d < 3; d++) {
             psi_demand demand = {amounts[d], amounts[d], amounts[d], 0};
@@ -345,9 +350,11 @@ static psi_reading sense(machine *m) {
     m->before_other = m->other;
     m->before_us = m->at_us;
     int64_t left = headroom(m);
-    return (psi_reading){.at_us = m->at_us, .have = PSI_HAVE_HEADROOM | PSI_HAVE_FILL,
+    return (psi_reading){.at_us = m->at_us,
+                         .have = PSI_HAVE_HEADROOM | PSI_HAVE_FILL,
                          .limit_bytes = (uint64_t)m->limit,
-                         .headroom_bytes = left > 0 ? (uint64_t)left : 0, .fill_bytes_per_s = (int64_t)m->fill};
+                         .headroom_bytes = left > 0 ? (uint64_t)left : 0,
+                         .fill_bytes_per_s = (int64_t)m->fill};
 }
 
 static void act(machine *m, const psi_decision *decision) {
@@ -382,8 +389,10 @@ static void tick(machine *m) {
     if (m->at_us < m->next_us)
         return;
     psi_reading reading = sense(m);
-    psi_demand demand = {.resident_bytes = (uint64_t)m->resident, .evictable_bytes = (uint64_t)(m->resident * 9 / 10),
-                         .returnable_bytes = (uint64_t)m->stored, .pending_bytes = (uint64_t)m->pending};
+    psi_demand demand = {.resident_bytes = (uint64_t)m->resident,
+                         .evictable_bytes = (uint64_t)(m->resident * 9 / 10),
+                         .returnable_bytes = (uint64_t)m->stored,
+                         .pending_bytes = (uint64_t)m->pending};
     psi_decision decision = decide(&m->control, reading, demand);
     act(m, &decision);
     m->next_us = m->at_us + decision.sleep_us;
@@ -393,8 +402,11 @@ static void spike_of_500_mib_per_s_leaves_headroom(void **state) {
     (void)state;
     static const uint64_t delays[] = {10 * MS, 100 * MS}; /* decode; prefill */
     for (size_t i = 0; i < 2; i++) {
-        machine m = {.control = new_control(), .delay_us = delays[i], .limit = 4096 * (int64_t)MIB,
-                     .other = 2696 * (int64_t)MIB, .resident = 1000 * (int64_t)MIB};
+        machine m = {.control = new_control(),
+                     .delay_us = delays[i],
+                     .limit = 4096 * (int64_t)MIB,
+                     .other = 2696 * (int64_t)MIB,
+                     .resident = 1000 * (int64_t)MIB};
         m.least_headroom = headroom(&m);
         m.before_other = m.other;
         assert_int_equal(headroom(&m), 400 * MIB);
@@ -413,8 +425,11 @@ static void spike_of_500_mib_per_s_leaves_headroom(void **state) {
 
 static void square_wave_gives_one_trim_and_one_regrow_a_period(void **state) {
     (void)state;
-    machine m = {.control = new_control(), .delay_us = 10 * MS, .limit = 4096 * (int64_t)MIB,
-                 .other = 2000 * (int64_t)MIB, .resident = 1000 * (int64_t)MIB};
+    machine m = {.control = new_control(),
+                 .delay_us = 10 * MS,
+                 .limit = 4096 * (int64_t)MIB,
+                 .other = 2000 * (int64_t)MIB,
+                 .resident = 1000 * (int64_t)MIB};
     m.before_other = m.other;
     const unsigned periods = 10, half_ms = 5000;
     for (unsigned ms = 0; ms < periods * 2 * half_ms; ms++) {
@@ -427,15 +442,18 @@ static void square_wave_gives_one_trim_and_one_regrow_a_period(void **state) {
             assert_int_equal(m.resident, 1000 * MIB);
         tick(&m);
     }
-    assert_true(m.trims >= periods);           /* each wave needs it, */
-    assert_int_equal(m.trim_spells, periods);  /* and once is enough */
+    assert_true(m.trims >= periods);                                             /* each wave needs it, */
+    assert_int_equal(m.trim_spells, periods);                                    /* and once is enough */
     assert_true(m.restore_spells == periods || m.restore_spells == periods - 1); /* the last is cut off */
 }
 
 static void steady_load_at_the_limit_does_not_oscillate(void **state) {
     (void)state;
-    machine m = {.control = new_control(), .delay_us = 10 * MS, .limit = 4096 * (int64_t)MIB,
-                 .other = 2900 * (int64_t)MIB, .resident = 1000 * (int64_t)MIB};
+    machine m = {.control = new_control(),
+                 .delay_us = 10 * MS,
+                 .limit = 4096 * (int64_t)MIB,
+                 .other = 2900 * (int64_t)MIB,
+                 .resident = 1000 * (int64_t)MIB};
     m.before_other = m.other;
     for (unsigned ms = 0; ms < 60000; ms++)
         tick(&m);

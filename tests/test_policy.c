@@ -11,7 +11,8 @@
 
 static void fifo_takes_the_oldest(void **state) {
     (void)state;
-    psi_candidate c[] = {{.block = 0, .age = 3, .used = 1}, {.block = 1, .age = 1, .used = 9}, {.block = 2, .age = 2, .used = 5}};
+    psi_candidate c[] = {
+        {.block = 0, .age = 3, .used = 1}, {.block = 1, .age = 1, .used = 9}, {.block = 2, .age = 2, .used = 5}};
     size_t count = 3;
     psi_policy_heapify(&psi_policy_fifo, c, count);
     assert_int_equal(psi_policy_pop(&psi_policy_fifo, c, &count).block, 1);
@@ -22,7 +23,8 @@ static void fifo_takes_the_oldest(void **state) {
 
 static void lru_takes_the_longest_unused_then_the_oldest(void **state) {
     (void)state;
-    psi_candidate c[] = {{.block = 0, .age = 2, .used = 5}, {.block = 1, .age = 1, .used = 9}, {.block = 2, .age = 1, .used = 5}};
+    psi_candidate c[] = {
+        {.block = 0, .age = 2, .used = 5}, {.block = 1, .age = 1, .used = 9}, {.block = 2, .age = 1, .used = 5}};
     size_t count = 3;
     psi_policy_heapify(&psi_policy_lru, c, count);
     assert_int_equal(psi_policy_pop(&psi_policy_lru, c, &count).block, 2);

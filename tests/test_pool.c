@@ -1,5 +1,5 @@
-/* test_pool.c - blocks that leave and come back: bits, pages, floors, refusals, two lanes, odd rows, transposed planes, a forked
- * child, and threads. The machine's signals are replaced by a fake /proc where a test needs pressure. */
+/* test_pool.c - blocks that leave and come back: bits, pages, floors, refusals, two lanes, odd rows, transposed planes,
+ * a forked child, and threads. The machine's signals are replaced by a fake /proc where a test needs pressure. */
 #include <errno.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -51,6 +51,14 @@ static void fill(unsigned char *at, size_t bytes, unsigned seed) {
     for (size_t i = 0; i < bytes; i++) {
         at[i] = (unsigned char)(seed * 7 + i * 13 + i / 255);
     }
+}
+
+static psi_pool *filled_pool(psi_cache *cache, uint32_t blocks, uint32_t keep_newest) {
+    psi_pool *pool = plain_pool(cache, blocks, keep_newest);
+    for (uint32_t i = 0; i < blocks; i++) {
+        fill(psi_block_alloc(pool, NULL), 4 * page, i);
+    }
+    return pool;
 }
 
 static void assert_filled(const unsigned char *at, size_t bytes, unsigned seed) {
@@ -118,10 +126,7 @@ static void trimmed_blocks_free_pages_and_come_back_bit_for_bit(void **state) {
 static void what_a_step_names_comes_back_before_it_runs(void **state) {
     (void)state;
     psi_cache *cache = quiet_cache("file");
-    psi_pool *pool = plain_pool(cache, 8, 1);
-    for (uint32_t i = 0; i < 8; i++) {
-        fill(psi_block_alloc(pool, NULL), 4 * page, i);
-    }
+    psi_pool *pool = filled_pool(cache, 8, 1);
     (void)psi_pool_step(pool);
     (void)psi_pool_step(pool); /* nobody names a block: all are asleep */
     assert_int_equal(psi_cache_trim(cache, 1.0), 0);
@@ -139,10 +144,7 @@ static void what_a_step_names_comes_back_before_it_runs(void **state) {
 static void a_write_into_a_stored_block_keeps_its_other_bytes(void **state) {
     (void)state;
     psi_cache *cache = quiet_cache("file");
-    psi_pool *pool = plain_pool(cache, 8, 1);
-    for (uint32_t i = 0; i < 8; i++) {
-        fill(psi_block_alloc(pool, NULL), 4 * page, i);
-    }
+    psi_pool *pool = filled_pool(cache, 8, 1);
     (void)psi_pool_step(pool);
     (void)psi_pool_step(pool);
     (void)psi_cache_trim(cache, 1.0);
@@ -167,10 +169,7 @@ static void a_write_into_a_stored_block_keeps_its_other_bytes(void **state) {
 static void without_a_store_blocks_are_dropped_and_counted(void **state) {
     (void)state;
     psi_cache *cache = quiet_cache("none");
-    psi_pool *pool = plain_pool(cache, 16, 2);
-    for (uint32_t i = 0; i < 16; i++) {
-        fill(psi_block_alloc(pool, NULL), 4 * page, i);
-    }
+    psi_pool *pool = filled_pool(cache, 16, 2);
     (void)psi_pool_step(pool);
     use_all(pool, 16);
     (void)psi_cache_trim(cache, 0.25);
@@ -191,10 +190,7 @@ static void a_full_store_leaves_blocks_in_memory(void **state) {
     options.floor_bytes = 1;
     options.store_max_bytes = 2 * 4 * page;
     psi_cache *cache = psi_cache_open(&options);
-    psi_pool *pool = plain_pool(cache, 16, 2);
-    for (uint32_t i = 0; i < 16; i++) {
-        fill(psi_block_alloc(pool, NULL), 4 * page, i);
-    }
+    psi_pool *pool = filled_pool(cache, 16, 2);
     (void)psi_pool_step(pool);
     use_all(pool, 16);
     (void)psi_cache_trim(cache, 0.5);
@@ -246,8 +242,11 @@ static void odd_rows_and_columns_come_back_bit_for_bit(void **state) {
     for (size_t lane = 0; lane < LANES; lane++) {
         unsigned char *at = base + 64 + lane * lane_bytes;
         planes[lane * 2] = (psi_plane){.base = at, .block_bytes = CELLS * ROW, .column_bytes = rows_bytes};
-        planes[lane * 2 + 1] = (psi_plane){.base = at + rows_bytes, .block_bytes = CELLS * 2, .column_bytes = column_bytes,
-                                           .columns = COLUMNS, .column_stride_bytes = column_bytes};
+        planes[lane * 2 + 1] = (psi_plane){.base = at + rows_bytes,
+                                           .block_bytes = CELLS * 2,
+                                           .column_bytes = column_bytes,
+                                           .columns = COLUMNS,
+                                           .column_stride_bytes = column_bytes};
     }
     psi_cache *cache = quiet_cache("file");
     psi_pool_options options = PSI_OPTIONS_INIT(psi_pool_options);
@@ -350,8 +349,8 @@ static void fake_file(const char *path, const char *text) {
 
 static void fake_meminfo(unsigned available_mib) {
     char text[160];
-    (void)snprintf(text, sizeof(text), "MemTotal:        1048576 kB\nMemFree:         %u kB\nMemAvailable:    %u kB\n", available_mib * 1024,
-                   available_mib * 1024);
+    (void)snprintf(text, sizeof(text), "MemTotal:        1048576 kB\nMemFree:         %u kB\nMemAvailable:    %u kB\n",
+                   available_mib * 1024, available_mib * 1024);
     fake_file("proc/meminfo", text);
 }
 
@@ -393,9 +392,7 @@ static int is_refusing(psi_cache *cache, psi_pool *pool) {
     return psi_pool_refuses(pool);
 }
 
-static int is_not_refusing(psi_cache *cache, psi_pool *pool) {
-    return !is_refusing(cache, pool);
-}
+static int is_not_refusing(psi_cache *cache, psi_pool *pool) { return !is_refusing(cache, pool); }
 
 static void under_pressure_a_block_is_refused_and_later_given(void **state) {
     (void)state;
@@ -428,10 +425,7 @@ static int steps_until_all_came(psi_cache *cache, psi_pool *pool) {
 static void pressure_trims_and_its_end_regrows(void **state) {
     (void)state;
     psi_cache *cache = pressed_cache(900);
-    psi_pool *pool = plain_pool(cache, 64, 1);
-    for (uint32_t i = 0; i < 64; i++) {
-        fill(psi_block_alloc(pool, NULL), 4 * page, i);
-    }
+    psi_pool *pool = filled_pool(cache, 64, 1);
     for (int i = 0; i < 200; i++) {
         (void)steps_until_all_went(cache, pool);
         psi_os_pause_us(100);
@@ -482,10 +476,7 @@ static void an_idle_engine_s_blocks_go_without_it(void **state) {
 static void a_forked_child_leaves_the_store_alone(void **state) {
     (void)state;
     psi_cache *cache = quiet_cache("file");
-    psi_pool *pool = plain_pool(cache, 16, 1);
-    for (uint32_t i = 0; i < 16; i++) {
-        fill(psi_block_alloc(pool, NULL), 4 * page, i);
-    }
+    psi_pool *pool = filled_pool(cache, 16, 1);
     (void)psi_pool_step(pool);
     (void)psi_pool_step(pool);
     (void)psi_cache_trim(cache, 0.5);
@@ -529,10 +520,7 @@ static void *meddle(void *argument) {
 static void other_threads_may_ask_at_any_time(void **state) {
     (void)state;
     psi_cache *cache = pressed_cache(900);
-    psi_pool *pool = plain_pool(cache, 32, 1);
-    for (uint32_t i = 0; i < 32; i++) {
-        fill(psi_block_alloc(pool, NULL), 4 * page, i);
-    }
+    psi_pool *pool = filled_pool(cache, 32, 1);
     fake_meminfo(40);
     pthread_t thread;
     assert_int_equal(pthread_create(&thread, NULL, meddle, cache), 0);

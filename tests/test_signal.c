@@ -122,8 +122,9 @@ static void put_v1(void) {
     put_amount("/cg/memory/memory.usage_in_bytes", 900 * MIB);
     put_amount("/cg/memory/box/memory.limit_in_bytes", 1200 * MIB);
     put_amount("/cg/memory/box/memory.usage_in_bytes", 800 * MIB);
-    put("/cg/memory/box/memory.stat", "inactive_file 1\nactive_file 1\n"
-                                      "total_inactive_file %llu\ntotal_active_file %llu\n",
+    put("/cg/memory/box/memory.stat",
+        "inactive_file 1\nactive_file 1\n"
+        "total_inactive_file %llu\ntotal_active_file %llu\n",
         (unsigned long long)(30 * MIB), (unsigned long long)(20 * MIB));
     put_pressure("/cg/unified/box2/memory.pressure", 0, 0);
 }
@@ -601,8 +602,8 @@ static void reading_files_is_no_fill(void **state) {
         if (ms > 50 && mib_per_s(&reading) > most)
             most = mib_per_s(&reading);
     }
-    assert_true(most < 1000);                 /* what the first 50 ms made us believe */
-    assert_true(mib_per_s(&reading) < 150);   /* decays, and nothing renews it */
+    assert_true(most < 1000);               /* what the first 50 ms made us believe */
+    assert_true(mib_per_s(&reading) < 150); /* decays, and nothing renews it */
     psi_signal_close(signal);
 }
 
@@ -613,7 +614,7 @@ static void dropped_page_cache_is_no_fill(void **state) {
     read_after(signal, 0);
     read_after(signal, 20 * MS);
     psi_reading reading = use_and_read(signal, 1000 * MIB, 2 * MS); /* usage falls at once, ... */
-    put_v2_stat("/cg/a/b/c/memory.stat", 500 * MIB, 0);            /* ... and is explained later */
+    put_v2_stat("/cg/a/b/c/memory.stat", 500 * MIB, 0);             /* ... and is explained later */
     for (int i = 0; i < 40; i++) {
         reading = read_after(signal, 2 * MS);
         assert_true(mib_per_s(&reading) < 1);
@@ -738,22 +739,29 @@ static void clock_going_backwards_is_survived(void **state) {
 
 static void parsers_refuse_what_is_not_theirs(void **state) {
     (void)state;
-    static const char *const not_amounts[] = {"", "max", "-1", "+1", " 1", "1x", "0x10",
-                                              "99999999999999999999999", "4611686018427387904"};
+    static const char *const not_amounts[] = {
+        "", "max", "-1", "+1", " 1", "1x", "0x10", "99999999999999999999999", "4611686018427387904"};
     uint64_t a = 77, b = 77;
     for (size_t i = 0; i < sizeof(not_amounts) / sizeof(not_amounts[0]); i++)
         assert_false(psi_parse_amount(not_amounts[i], &a));
     assert_false(psi_parse_u64("18446744073709551616", &a));
     assert_int_equal(a, 77);
     assert_true(psi_parse_u64("18446744073709551615\n", &a) && a == UINT64_MAX);
-    static const char *const not_pressure[] = {
-        "", "some", "some avg10=0.00 total=\nfull total=1\n", "some avg10=0 total=5\n", "full avg10=0 total=5\n",
-        "some avg10=0\nfull avg10=0 total=9 total=9\n", "some avg10=0 total=-5\nfull avg10=0 total=0\n",
-        "some avg10=0 total=5\nfull avg10=0 total=6\n", "awesome total=5\nfull total=5\n"};
+    static const char *const not_pressure[] = {"",
+                                               "some",
+                                               "some avg10=0.00 total=\nfull total=1\n",
+                                               "some avg10=0 total=5\n",
+                                               "full avg10=0 total=5\n",
+                                               "some avg10=0\nfull avg10=0 total=9 total=9\n",
+                                               "some avg10=0 total=-5\nfull avg10=0 total=0\n",
+                                               "some avg10=0 total=5\nfull avg10=0 total=6\n",
+                                               "awesome total=5\nfull total=5\n"};
     a = 77;
     for (size_t i = 0; i < sizeof(not_pressure) / sizeof(not_pressure[0]); i++)
         assert_false(psi_pressure_parse(not_pressure[i], &a, &b));
-    static const char *const not_meminfo[] = {"", "MemTotal: 5 kB\n", "MemAvailable: 5 kB\n",
+    static const char *const not_meminfo[] = {"",
+                                              "MemTotal: 5 kB\n",
+                                              "MemAvailable: 5 kB\n",
                                               "MemTotal: 0 kB\nMemAvailable: 0 kB\n",
                                               "MemTotal: 5 kB\nMemAvailable: 6 kB\n",
                                               "MemTotal: 18446744073709551615 kB\nMemAvailable: 1 kB\n",
@@ -761,8 +769,8 @@ static void parsers_refuse_what_is_not_theirs(void **state) {
                                               "XMemTotal: 5 kB\nMemAvailable: 5 kB\n"};
     for (size_t i = 0; i < sizeof(not_meminfo) / sizeof(not_meminfo[0]); i++)
         assert_false(psi_meminfo_parse(not_meminfo[i], &a, &b));
-    static const char *const not_stat[] = {"", "1 x S 1 2 3 4 5 6 7 8 9 10", "1 (x", "1 (x)", "1 (x) S 1 2 3 4 5 6 7 8",
-                                           "1 (x) S 1 2 3 4 5 6 7 8 -9 10"};
+    static const char *const not_stat[] = {"",      "1 x S 1 2 3 4 5 6 7 8 9 10", "1 (x",
+                                           "1 (x)", "1 (x) S 1 2 3 4 5 6 7 8",    "1 (x) S 1 2 3 4 5 6 7 8 -9 10"};
     for (size_t i = 0; i < sizeof(not_stat) / sizeof(not_stat[0]); i++)
         assert_false(psi_self_parse_major_faults(not_stat[i], &a));
     assert_false(psi_self_parse_mapped("VmLck: 1 kB\n", &a));
@@ -774,17 +782,23 @@ static void parsers_refuse_what_is_not_theirs(void **state) {
 /* Each file in turn, with each sort of rubbish: no crash, and no number where there is none. */
 static void rubbish_in_any_file_is_survived(void **state) {
     (void)state;
-    static const char *const files[] = {
-        "/proc/self/cgroup", "/proc/self/mountinfo", "/proc/self/stat", "/proc/self/status",
-        "/proc/meminfo", "/proc/pressure/memory",
-        "/cg/a/b/c/memory.max", "/cg/a/b/c/memory.high", "/cg/a/b/c/memory.current", "/cg/a/b/c/memory.stat",
-        "/cg/a/b/c/memory.pressure"};
+    static const char *const files[] = {"/proc/self/cgroup",
+                                        "/proc/self/mountinfo",
+                                        "/proc/self/stat",
+                                        "/proc/self/status",
+                                        "/proc/meminfo",
+                                        "/proc/pressure/memory",
+                                        "/cg/a/b/c/memory.max",
+                                        "/cg/a/b/c/memory.high",
+                                        "/cg/a/b/c/memory.current",
+                                        "/cg/a/b/c/memory.stat",
+                                        "/cg/a/b/c/memory.pressure"};
     static char rubbish[5][60000];
     size_t length[5] = {0, 60000, 60000, 60000, 20};
     for (size_t i = 0; i < 60000; i++) {
-        rubbish[1][i] = (char)(i * 7919 >> 3);    /* binary */
-        rubbish[2][i] = '9';                      /* a number without end */
-        rubbish[3][i] = ":/ -,\n0a"[i * 31 % 8];  /* separators */
+        rubbish[1][i] = (char)(i * 7919 >> 3);   /* binary */
+        rubbish[2][i] = '9';                     /* a number without end */
+        rubbish[3][i] = ":/ -,\n0a"[i * 31 % 8]; /* separators */
     }
     memcpy(rubbish[4], "0::/\n-9 -9 -9 -9 ) 1", 20);
     for (size_t f = 0; f < sizeof(files) / sizeof(files[0]); f++) {

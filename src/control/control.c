@@ -5,22 +5,22 @@
 
 #define MIB ((uint64_t)1 << 20)
 
-#define RESERVE_LIMIT_PARTS 16 /* a limit is tight when a sixteenth is left, */
+#define RESERVE_LIMIT_PARTS 16   /* a limit is tight when a sixteenth is left, */
 #define RESERVE_LEAST (16 * MIB) /* but allocators and page cache take megabytes at a time, */
 #define RESERVE_MOST (256 * MIB) /* and half a second of 500 MiB/s is enough on any machine */
 
 #define STALL_SHARE_AT_ANCHOR 0.10   /* Android lmkd and systemd act at 7 to 10 % */
 #define FAULTS_PER_S_AT_ANCHOR 200.0 /* a token then waits for the disk more than it computes */
 
-#define STALL_EFFECT_US ((uint64_t)1000000)  /* stall and faults are over a second: sooner, no effect shows */
-#define RESTORE_EVERY_US ((uint64_t)100000)  /* relief at once, probing slowly: */
-#define RESTORE_SHARE 0.05                   /* half the cache in a second at most */
+#define STALL_EFFECT_US ((uint64_t)1000000) /* stall and faults are over a second: sooner, no effect shows */
+#define RESTORE_EVERY_US ((uint64_t)100000) /* relief at once, probing slowly: */
+#define RESTORE_SHARE 0.05                  /* half the cache in a second at most */
 
 /* The worst rate that is likely: a quick allocator on one memory channel, or 4 times what is seen. */
 #define WORST_BYTES_PER_S 4294967296.0
 #define SLEEP_LEAST_US ((uint64_t)2000)
-#define SLEEP_ABOVE_US ((uint64_t)10000)   /* above the limit: to see the effect, and ask for more */
-#define SLEEP_STALL_US ((uint64_t)100000)  /* only stall is known: a tenth of its window */
+#define SLEEP_ABOVE_US ((uint64_t)10000)  /* above the limit: to see the effect, and ask for more */
+#define SLEEP_STALL_US ((uint64_t)100000) /* only stall is known: a tenth of its window */
 #define SLEEP_MOST_US ((uint64_t)500000)
 #define SLEEP_BLIND_US ((uint64_t)1000000)
 
@@ -40,14 +40,10 @@ void psi_control_note_trim(psi_control *control, uint64_t at_us) {
 
 /* ---- Reading to index ------------------------------------------------------------------------- */
 
-static bool has(const psi_reading *reading, uint32_t what) {
-    return (reading->have & what) == what;
-}
+static bool has(const psi_reading *reading, uint32_t what) { return (reading->have & what) == what; }
 
 /* To 0..1; what is not a number counts as nothing. */
-static double clamp_index(double index) {
-    return index > 1 ? 1 : index > 0 ? index : 0;
-}
+static double clamp_index(double index) { return index > 1 ? 1 : index > 0 ? index : 0; }
 
 /* Never more than 2^63, so that sums of a few stay exact enough and no cast overflows. */
 static uint64_t to_bytes(double bytes) {
@@ -55,9 +51,7 @@ static uint64_t to_bytes(double bytes) {
     return bytes >= end ? (uint64_t)1 << 63 : bytes > 0 ? (uint64_t)bytes : 0;
 }
 
-static uint64_t least(uint64_t a, uint64_t b) {
-    return a < b ? a : b;
-}
+static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
 static uint64_t reserve_bytes(const psi_control *control, const psi_reading *reading) {
     uint64_t reserve = reading->limit_bytes / RESERVE_LIMIT_PARTS;
@@ -73,9 +67,7 @@ static double expected_bytes(const psi_control *control, const psi_reading *read
     return (double)reading->fill_bytes_per_s * ((double)control->options.horizon_us / 1e6);
 }
 
-static double anchored(double value, double at_anchor) {
-    return clamp_index(PSI_INDEX_ANCHOR * value / at_anchor);
-}
+static double anchored(double value, double at_anchor) { return clamp_index(PSI_INDEX_ANCHOR * value / at_anchor); }
 
 static double index_of(double wanted_bytes, uint64_t headroom_bytes) {
     return headroom_bytes == 0 ? 1 : anchored(wanted_bytes, (double)headroom_bytes);

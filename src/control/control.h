@@ -28,28 +28,28 @@
  */
 
 typedef struct psi_control_options {
-    double high, low;         /* trim above, regrow below */
-    double trim_min, trim_max;/* shares of the resident bytes a cycle */
+    double high, low;          /* trim above, regrow below */
+    double trim_min, trim_max; /* shares of the resident bytes a cycle */
     uint64_t dwell_us;
     uint64_t horizon_us;
-    uint64_t reserve_bytes;   /* 0: 1/16 of the limit, 16 MiB to 256 MiB */
+    uint64_t reserve_bytes; /* 0: 1/16 of the limit, 16 MiB to 256 MiB */
 } psi_control_options;
 
 /* What the controller knows of what it controls. */
 typedef struct psi_demand {
     uint64_t resident_bytes;
-    uint64_t evictable_bytes; /* of those, what could be given now; what is pending included */
-    uint64_t returnable_bytes;/* what regrowing would want back */
-    uint64_t pending_bytes;   /* asked for earlier, not given yet */
+    uint64_t evictable_bytes;  /* of those, what could be given now; what is pending included */
+    uint64_t returnable_bytes; /* what regrowing would want back */
+    uint64_t pending_bytes;    /* asked for earlier, not given yet */
 } psi_demand;
 
 typedef struct psi_decision {
     double index, index_stall, index_headroom, index_forecast, index_thrash;
-    uint64_t trim_bytes;   /* give back this many more now; 0: none */
-    uint64_t restore_bytes;/* may take this many again; 0: none */
-    bool urgent;           /* no time to go in steps: exhaustion within the horizon */
-    bool refuse;           /* index above high: no new memory once nothing is left to trim */
-    uint64_t sleep_us;     /* until the next reading */
+    uint64_t trim_bytes;    /* give back this many more now; 0: none */
+    uint64_t restore_bytes; /* may take this many again; 0: none */
+    bool urgent;            /* no time to go in steps: exhaustion within the horizon */
+    bool refuse;            /* index above high: no new memory once nothing is left to trim */
+    uint64_t sleep_us;      /* until the next reading */
 } psi_decision;
 
 typedef struct psi_control {

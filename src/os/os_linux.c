@@ -56,9 +56,7 @@ uint64_t psi_os_now_us(void) {
     return (uint64_t)now.tv_sec * 1000000u + (uint64_t)now.tv_nsec / 1000u;
 }
 
-int64_t psi_os_process_id(void) {
-    return getpid();
-}
+int64_t psi_os_process_id(void) { return getpid(); }
 
 uint64_t psi_os_half_memory_bytes(void) {
     long pages = sysconf(_SC_PHYS_PAGES);

@@ -16,10 +16,14 @@ static const int allowed[] = {
 
 static uint32_t *counter(psi_pool *pool, psi_block_state state) {
     switch (state) {
-    case PSI_BLOCK_RESIDENT: return &pool->resident;
-    case PSI_BLOCK_STORED: return &pool->stored;
-    case PSI_BLOCK_DROPPED: return &pool->dropped;
-    default: return NULL;
+    case PSI_BLOCK_RESIDENT:
+        return &pool->resident;
+    case PSI_BLOCK_STORED:
+        return &pool->stored;
+    case PSI_BLOCK_DROPPED:
+        return &pool->dropped;
+    default:
+        return NULL;
     }
 }
 
@@ -27,8 +31,9 @@ void psi_block_move(psi_pool *pool, uint32_t block, psi_block_state to) {
     psi_block *b = &pool->block[block];
     psi_block_state from = (psi_block_state)b->state;
     if ((allowed[from] & (1 << to)) == 0) {
-        psi_log_line(psi_cache_log(pool->cache), PSI_LOG_ERROR, "defect: block %u of pool %s asked to move from state %d to %d",
-                     block, pool->name, (int)from, (int)to);
+        psi_log_line(psi_cache_log(pool->cache), PSI_LOG_ERROR,
+                     "defect: block %u of pool %s asked to move from state %d to %d", block, pool->name, (int)from,
+                     (int)to);
         return;
     }
     uint32_t *out = counter(pool, from), *in = counter(pool, to);

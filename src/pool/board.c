@@ -39,8 +39,7 @@ static own_board the_last_resort; /* when there is no memory even for an own_boa
 
 /* ---- Directories ------------------------------------------------------------------------------ */
 
-__attribute__((format(printf, 3, 4)))
-static int format_path(char *path, size_t capacity, const char *format, ...) {
+__attribute__((format(printf, 3, 4))) static int format_path(char *path, size_t capacity, const char *format, ...) {
     char whole[PATH_MAX];
     va_list arguments;
     va_start(arguments, format);
@@ -61,10 +60,14 @@ int psi_board_directory(unsigned index, char *path, size_t capacity) {
     if (!runtime || runtime[0] != '/')
         index++;
     switch (index) {
-    case 0: return format_path(path, capacity, "%s/psi-cache", runtime);
-    case 1: return format_path(path, capacity, "/dev/shm/psi-cache-%lu", (unsigned long)geteuid());
-    case 2: return format_path(path, capacity, "/tmp/psi-cache-%lu", (unsigned long)geteuid());
-    default: return -ENOENT;
+    case 0:
+        return format_path(path, capacity, "%s/psi-cache", runtime);
+    case 1:
+        return format_path(path, capacity, "/dev/shm/psi-cache-%lu", (unsigned long)geteuid());
+    case 2:
+        return format_path(path, capacity, "/tmp/psi-cache-%lu", (unsigned long)geteuid());
+    default:
+        return -ENOENT;
     }
 }
 

@@ -15,12 +15,12 @@
 typedef struct psi_board {
     uint64_t magic;
     int64_t pid;
-    uint64_t started;             /* of the process, clock ticks since boot: a pid alone may be used again */
-    char command[64];             /* of the process, cut */
-    char engine[128];             /* "llama.cpp ...", or why nothing is managed; only its own process writes it */
+    uint64_t started;               /* of the process, clock ticks since boot: a pid alone may be used again */
+    char command[64];               /* of the process, cut */
+    char engine[128];               /* "llama.cpp ...", or why nothing is managed; only its own process writes it */
     _Atomic uint32_t trim_permille; /* request: take and zero it; 0 none */
     _Atomic uint32_t restore;       /* request: take and zero it */
-    _Atomic uint32_t version;     /* odd while `stats` is being written: read again */
+    _Atomic uint32_t version;       /* odd while `stats` is being written: read again */
     _Atomic uint32_t stats[sizeof(psi_stats) / sizeof(uint32_t)]; /* a psi_stats, through the two calls below */
 } psi_board;
 

@@ -34,9 +34,7 @@ static void after_fork(void) {
     pthread_mutex_unlock(&registry_lock);
 }
 
-static void add_fork_handlers(void) {
-    (void)pthread_atfork(before_fork, after_fork, after_fork);
-}
+static void add_fork_handlers(void) { (void)pthread_atfork(before_fork, after_fork, after_fork); }
 
 /* ---- limits ----------------------------------------------------------------------------------- */
 
@@ -57,9 +55,7 @@ int psi_set_cache_limits(double high, double low) {
     return 0;
 }
 
-int psi_set_cache_limit(double high) {
-    return psi_set_cache_limits(high, high * 3 / 7);
-}
+int psi_set_cache_limit(double high) { return psi_set_cache_limits(high, high * 3 / 7); }
 
 /* ---- open, close ------------------------------------------------------------------------------- */
 
@@ -73,8 +69,8 @@ static void log_sources(const psi_cache *cache) {
         if (s->in_use) {
             psi_log_line(&cache->settings.log, PSI_LOG_INFO, "source %s: %s", s->name, s->detail);
         } else {
-            psi_log_line(&cache->settings.log, leads ? PSI_LOG_WARN : PSI_LOG_INFO, "source %s is missing: %s; %s", s->name, s->detail,
-                         s->cure);
+            psi_log_line(&cache->settings.log, leads ? PSI_LOG_WARN : PSI_LOG_INFO, "source %s is missing: %s; %s",
+                         s->name, s->detail, s->cure);
         }
     }
 }
@@ -134,29 +130,17 @@ void psi_cache_close(psi_cache *cache) {
 
 /* ---- for the pools ----------------------------------------------------------------------------- */
 
-bool psi_is_forked_child(const psi_cache *cache) {
-    return cache->process_id != psi_os_process_id();
-}
+bool psi_is_forked_child(const psi_cache *cache) { return cache->process_id != psi_os_process_id(); }
 
-const psi_log *psi_cache_log(const psi_cache *cache) {
-    return &cache->settings.log;
-}
+const psi_log *psi_cache_log(const psi_cache *cache) { return &cache->settings.log; }
 
-const psi_policy *psi_cache_policy(const psi_cache *cache) {
-    return cache->settings.policy;
-}
+const psi_policy *psi_cache_policy(const psi_cache *cache) { return cache->settings.policy; }
 
-uint64_t psi_cache_floor_bytes(const psi_cache *cache) {
-    return cache->settings.floor_bytes;
-}
+uint64_t psi_cache_floor_bytes(const psi_cache *cache) { return cache->settings.floor_bytes; }
 
-bool psi_cache_refuses(const psi_cache *cache) {
-    return atomic_load(&cache->refuses);
-}
+bool psi_cache_refuses(const psi_cache *cache) { return atomic_load(&cache->refuses); }
 
-bool psi_cache_is_pressed(const psi_cache *cache) {
-    return atomic_load(&cache->pressed);
-}
+bool psi_cache_is_pressed(const psi_cache *cache) { return atomic_load(&cache->pressed); }
 
 uint64_t psi_cache_take_room(psi_cache *cache, uint64_t want_bytes) {
     uint64_t room = atomic_load(&cache->room_bytes), taken = 0;
@@ -244,9 +228,7 @@ int psi_cache_trim(psi_cache *cache, double share) {
     return request_of(cache, permille > 0 ? permille : 1, false);
 }
 
-int psi_cache_restore(psi_cache *cache) {
-    return request_of(cache, 0, true);
-}
+int psi_cache_restore(psi_cache *cache) { return request_of(cache, 0, true); }
 
 /* ---- what happened ----------------------------------------------------------------------------- */
 
@@ -324,6 +306,4 @@ int psi_stats_read(psi_cache *cache, psi_stats *stats) {
 #define QUOTE(x) #x
 #define VERSION(a, b, c) QUOTE(a) "." QUOTE(b) "." QUOTE(c)
 
-const char *psi_version(void) {
-    return VERSION(PSI_VERSION_MAJOR, PSI_VERSION_MINOR, PSI_VERSION_PATCH);
-}
+const char *psi_version(void) { return VERSION(PSI_VERSION_MAJOR, PSI_VERSION_MINOR, PSI_VERSION_PATCH); }

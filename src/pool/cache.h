@@ -20,7 +20,7 @@ struct psi_cache {
     pthread_cond_t wake;
     bool watching, stop;
     _Atomic bool refuses, pressed; /* above the high limit: and nothing left to give; at all */
-    _Atomic uint64_t room_bytes; /* may be filled again before the next reading */
+    _Atomic uint64_t room_bytes;   /* may be filled again before the next reading */
 };
 
 /* watcher.c: the thread that senses, decides, and gives back what costs nothing. */

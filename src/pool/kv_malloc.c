@@ -91,6 +91,7 @@ void psi_kv_free(void *address) {
     (void)psi_layout_give_back(pool);
     pthread_mutex_unlock(&pool->lock);
     if (count == 0) {
-        psi_log_line(psi_cache_log(pool->cache), PSI_LOG_WARN, "psi_kv_free(%p): not an address from psi_kv_malloc; ignored", address);
+        psi_log_line(psi_cache_log(pool->cache), PSI_LOG_WARN,
+                     "psi_kv_free(%p): not an address from psi_kv_malloc; ignored", address);
     }
 }

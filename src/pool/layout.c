@@ -6,9 +6,7 @@
 #include "os/os.h"
 #include "pool/pool.h"
 
-static uint32_t lane_of(const psi_pool *pool, uint32_t block) {
-    return block / pool->lane_blocks;
-}
+static uint32_t lane_of(const psi_pool *pool, uint32_t block) { return block / pool->lane_blocks; }
 
 static const psi_plane *lane_planes(const psi_pool *pool, uint32_t lane) {
     return &pool->planes[(size_t)lane * pool->planes_per_lane];
@@ -83,7 +81,8 @@ static uint64_t give_back_gap(psi_pool *pool, const psi_plane *planes, const psi
             uintptr_t gap_from = page_up(pool, column + gap->first * plane->block_bytes);
             uintptr_t gap_to = page_down(pool, column + gap->last * plane->block_bytes + piece_bytes(plane, gap->last));
             uintptr_t from = page_down(pool, column + gap->releasing_first * plane->block_bytes);
-            uintptr_t to = page_up(pool, column + gap->releasing_last * plane->block_bytes + piece_bytes(plane, gap->releasing_last));
+            uintptr_t to = page_up(pool, column + gap->releasing_last * plane->block_bytes +
+                                             piece_bytes(plane, gap->releasing_last));
             from = from > gap_from ? from : gap_from;
             to = to < gap_to ? to : gap_to;
             if (from < to && psi_os_give_back((void *)from, to - from) == 0) {
@@ -135,8 +134,8 @@ uint64_t psi_layout_give_back(psi_pool *pool) {
     return bytes;
 }
 
-bool psi_layout_blocks_of(const psi_pool *pool, const psi_plane *plane, const void *address, size_t count, uint32_t *first,
-                          uint32_t *last) {
+bool psi_layout_blocks_of(const psi_pool *pool, const psi_plane *plane, const void *address, size_t count,
+                          uint32_t *first, uint32_t *last) {
     uintptr_t base = (uintptr_t)plane->base, from = (uintptr_t)address, to = from + count;
     uintptr_t end = base + (plane->columns - 1) * plane->column_stride_bytes + plane->column_bytes;
     from = from > base ? from : base;

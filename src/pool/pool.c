@@ -10,9 +10,7 @@
 
 #define DEFAULT_BLOCK_BYTES 65536u
 
-static size_t round_up(size_t bytes, size_t to) {
-    return (bytes + to - 1) / to * to;
-}
+static size_t round_up(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
 
 static void free_parts(psi_pool *pool) {
     psi_store_close(pool->store);
@@ -41,7 +39,8 @@ static int copy_planes(psi_pool *pool, const psi_pool_options *options) {
         }
         if (!plane_is_sound(&pool->planes[i], pool->lane_blocks)) {
             psi_log_line(psi_cache_log(pool->cache), PSI_LOG_ERROR,
-                         "pool %s: plane %zu does not hold %u blocks (block_bytes %zu, column_bytes %zu): describe the tensor's rows",
+                         "pool %s: plane %zu does not hold %u blocks (block_bytes %zu, column_bytes %zu): describe the "
+                         "tensor's rows",
                          pool->name, i, pool->lane_blocks, pool->planes[i].block_bytes, pool->planes[i].column_bytes);
             return -EINVAL;
         }
@@ -63,7 +62,8 @@ static void open_store(psi_pool *pool) {
     int error = psi_cache_open_store(pool->cache, pool);
     if (error != 0) {
         psi_log_line(psi_cache_log(pool->cache), PSI_LOG_WARN,
-                     "no store for pool %s (error %d): trimmed blocks are dropped; name a writable directory in PSI_CACHE_STORE_DIR",
+                     "no store for pool %s (error %d): trimmed blocks are dropped; name a writable directory in "
+                     "PSI_CACHE_STORE_DIR",
                      pool->name, -error);
     }
 }
@@ -362,9 +362,7 @@ static int restore_all(psi_pool *pool) {
     return moved;
 }
 
-static uint64_t most(uint64_t a, uint64_t b) {
-    return a > b ? a : b;
-}
+static uint64_t most(uint64_t a, uint64_t b) { return a > b ? a : b; }
 
 static uint64_t asked_bytes(psi_pool *pool) {
     uint64_t asked = atomic_exchange(&pool->want_trim_bytes, 0);
@@ -372,8 +370,8 @@ static uint64_t asked_bytes(psi_pool *pool) {
     return most(asked, (uint64_t)pool->resident * pool->block_total_bytes / 1000 * permille);
 }
 
-/* Under pressure a step pays for the blocks that it adds with as many others, at the floor too: the cache takes new tokens
- * in exchange for old ones, and its memory stays as it is. */
+/* Under pressure a step pays for the blocks that it adds with as many others, at the floor too: the cache takes new
+ * tokens in exchange for old ones, and its memory stays as it is. */
 static uint64_t exchange(psi_pool *pool) {
     uint64_t added = (uint64_t)pool->fresh * pool->block_total_bytes;
     pool->fresh = 0;
@@ -431,6 +429,4 @@ void psi_pool_count_refusal(psi_pool *pool) {
     pthread_mutex_unlock(&pool->lock);
 }
 
-int psi_pool_refuses(const psi_pool *pool) {
-    return pool != NULL && atomic_load(&pool->refuses);
-}
+int psi_pool_refuses(const psi_pool *pool) { return pool != NULL && atomic_load(&pool->refuses); }

@@ -12,60 +12,60 @@
 #include "store/store.h"
 
 typedef struct psi_block {
-    uint8_t state;      /* psi_block_state */
-    bool handed_out;    /* psi_block_alloc gave it away */
-    bool pinned;        /* psi_kv_malloc'ed: its owner is not told of moves, so it makes none */
-    bool hidden;        /* taken while a step wanted it: comes back when there is room, not at once */
-    bool releasing;     /* scratch of one trim */
-    uint32_t slot;      /* its copy in the store, the same bytes while RESIDENT (clean); PSI_SLOT_NONE */
-    uint32_t run;       /* blocks of the psi_kv_malloc run that starts here */
-    uint64_t age;       /* running number of its last write; writes in a row count once */
-    uint64_t written;   /* number of the step that wrote it last */
-    uint64_t used;      /* number of the step that read or wrote it last */
+    uint8_t state;    /* psi_block_state */
+    bool handed_out;  /* psi_block_alloc gave it away */
+    bool pinned;      /* psi_kv_malloc'ed: its owner is not told of moves, so it makes none */
+    bool hidden;      /* taken while a step wanted it: comes back when there is room, not at once */
+    bool releasing;   /* scratch of one trim */
+    uint32_t slot;    /* its copy in the store, the same bytes while RESIDENT (clean); PSI_SLOT_NONE */
+    uint32_t run;     /* blocks of the psi_kv_malloc run that starts here */
+    uint64_t age;     /* running number of its last write; writes in a row count once */
+    uint64_t written; /* number of the step that wrote it last */
+    uint64_t used;    /* number of the step that read or wrote it last */
 } psi_block;
 
 struct psi_pool {
-    psi_pool *next;               /* in the cache's list, under the cache's lock */
+    psi_pool *next; /* in the cache's list, under the cache's lock */
     psi_cache *cache;
     char name[32];
     pthread_mutex_t lock;
     size_t page_bytes;
-    void *arena;                  /* own address space, or NULL when adopted */
+    void *arena; /* own address space, or NULL when adopted */
     size_t arena_bytes;
-    psi_plane *planes;            /* lane by lane */
+    psi_plane *planes; /* lane by lane */
     uint32_t planes_per_lane, lanes, lane_blocks, blocks;
-    size_t block_total_bytes;     /* of one block over all its planes */
+    size_t block_total_bytes; /* of one block over all its planes */
     psi_block *block;
-    psi_candidate *candidates;    /* scratch, one a block */
-    unsigned char *record;        /* scratch: one block, page-aligned */
+    psi_candidate *candidates; /* scratch, one a block */
+    unsigned char *record;     /* scratch: one block, page-aligned */
     size_t record_bytes;
     const psi_policy *policy;
-    psi_store *store;             /* NULL: could not be opened; as "none" */
+    psi_store *store; /* NULL: could not be opened; as "none" */
     uint32_t keep_first, keep_newest;
     uint64_t floor_bytes;
     psi_block_moved_fn moved;
     void *moved_user;
-    uint64_t step;                /* the step that runs, or ran last */
+    uint64_t step; /* the step that runs, or ran last */
     bool in_step;
     uint64_t step_end_us;
-    uint64_t writes;              /* the highest age given */
-    uint32_t last_written;        /* block */
-    uint64_t moves;               /* of blocks, from or to RESIDENT */
-    uint64_t store_granted_bytes; /* of the cache's store_max_bytes */
+    uint64_t writes;                    /* the highest age given */
+    uint32_t last_written;              /* block */
+    uint64_t moves;                     /* of blocks, from or to RESIDENT */
+    uint64_t store_granted_bytes;       /* of the cache's store_max_bytes */
     uint32_t resident, stored, dropped; /* blocks */
-    uint32_t hidden;              /* of the stored: blocks that the last step would have read */
+    uint32_t hidden;                    /* of the stored: blocks that the last step would have read */
     uint64_t trims, restores, refusals, trimmed_bytes, restored_bytes, store_errors;
-    uint64_t returned_bytes;      /* to the system, in whole pages: less than trimmed where blocks share pages */
+    uint64_t returned_bytes; /* to the system, in whole pages: less than trimmed where blocks share pages */
     bool store_error_said;
     /* Requests from the watcher and from other processes, taken at the next safe point; any thread. */
     _Atomic uint64_t want_trim_bytes, want_restore_bytes;
     _Atomic uint32_t want_trim_permille; /* by hand */
     _Atomic bool want_restore_all;       /* by hand */
     _Atomic bool refuses;
-    _Atomic bool may_drop;        /* a full store: lose the block rather than the process */
-    uint64_t evictable_bytes;     /* could go without passing the floor, as last surveyed */
-    bool exchangeable;            /* some block could go for a new one to come, at the floor too */
-    uint32_t fresh;               /* blocks that became RESIDENT from EMPTY since the last safe point */
+    _Atomic bool may_drop;    /* a full store: lose the block rather than the process */
+    uint64_t evictable_bytes; /* could go without passing the floor, as last surveyed */
+    bool exchangeable;        /* some block could go for a new one to come, at the floor too */
+    uint32_t fresh;           /* blocks that became RESIDENT from EMPTY since the last safe point */
 };
 
 /* What a trim may touch. */
@@ -82,8 +82,8 @@ void psi_layout_scatter(psi_pool *pool, uint32_t block, const unsigned char *rec
  * takes the marks off. Bytes that went to the system. */
 uint64_t psi_layout_give_back(psi_pool *pool);
 /* The blocks that bytes [address, address + count) belong to, in one plane; false: none. */
-bool psi_layout_blocks_of(const psi_pool *pool, const psi_plane *plane, const void *address, size_t count, uint32_t *first,
-                          uint32_t *last);
+bool psi_layout_blocks_of(const psi_pool *pool, const psi_plane *plane, const void *address, size_t count,
+                          uint32_t *first, uint32_t *last);
 
 /* blocks.c: the states; the one function that moves a block. */
 void psi_block_move(psi_pool *pool, uint32_t block, psi_block_state to);
@@ -104,8 +104,8 @@ void psi_pool_count_refusal(psi_pool *pool);
 
 /* cache.c: what a pool needs of its cache. */
 bool psi_cache_refuses(const psi_cache *cache);
-/* Takes up to want_bytes of the room that may be filled again before the next reading: half of what is free, for all pools
- * together, so that no step ends the process by what it names. */
+/* Takes up to want_bytes of the room that may be filled again before the next reading: half of what is free, for all
+ * pools together, so that no step ends the process by what it names. */
 uint64_t psi_cache_take_room(psi_cache *cache, uint64_t want_bytes);
 bool psi_cache_is_pressed(const psi_cache *cache);
 const psi_policy *psi_cache_policy(const psi_cache *cache);
@@ -123,7 +123,8 @@ typedef struct psi_log {
     void *user;
     int level;
 } psi_log;
-void psi_log_line(const psi_log *log, psi_log_level level, const char *format, ...) __attribute__((format(printf, 3, 4)));
+void psi_log_line(const psi_log *log, psi_log_level level, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 const psi_log *psi_cache_log(const psi_cache *cache);
 
 #endif

@@ -29,7 +29,8 @@ uint64_t psi_settings_bytes(const psi_log *log, const char *name, uint64_t fallb
         end += at != NULL;
     }
     if (errno != 0 || end == text || *end != '\0' || text[0] == '-' || value > (UINT64_MAX >> shift)) {
-        psi_log_line(log, PSI_LOG_WARN, "PSI_CACHE_%s=%s is not a size (whole number, optional K, M or G): ignored", name, text);
+        psi_log_line(log, PSI_LOG_WARN, "PSI_CACHE_%s=%s is not a size (whole number, optional K, M or G): ignored",
+                     name, text);
         return fallback;
     }
     return (uint64_t)value << shift;
@@ -90,7 +91,8 @@ static int check(const psi_settings *s) {
         return -EINVAL;
     }
     if (!(c->trim_min > 0 && c->trim_min <= c->trim_max && c->trim_max <= 1)) {
-        psi_log_line(&s->log, PSI_LOG_ERROR, "trim_min %g, trim_max %g: choose 0 < trim_min <= trim_max <= 1", c->trim_min, c->trim_max);
+        psi_log_line(&s->log, PSI_LOG_ERROR, "trim_min %g, trim_max %g: choose 0 < trim_min <= trim_max <= 1",
+                     c->trim_min, c->trim_max);
         return -EINVAL;
     }
     if (s->policy == NULL) {
@@ -123,7 +125,8 @@ int psi_settings_resolve(psi_settings *settings, const psi_options *options) {
     (void)snprintf(made.store_dir, sizeof(made.store_dir), "%s", text_of(o->store_dir, "STORE_DIR", "/var/tmp"));
     (void)snprintf(made.root, sizeof(made.root), "%s", text_of(o->root, "ROOT", ""));
     const char *controller = environment("CONTROLLER");
-    made.controller = o->controller > 0 || (o->controller == 0 && (controller == NULL || strcmp(controller, "off") != 0));
+    made.controller =
+        o->controller > 0 || (o->controller == 0 && (controller == NULL || strcmp(controller, "off") != 0));
     int error = check(&made);
     if (error == 0) {
         *settings = made;

@@ -60,9 +60,12 @@ static void say_write_error(psi_pool *pool, int error) {
     }
     pool->store_error_said = true;
     bool full = error == -ENOSPC || error == -EFBIG;
-    psi_log_line(psi_cache_log(pool->cache), PSI_LOG_WARN, "the store of pool %s %s (error %d): blocks stay in memory, and are dropped where that would end the process; %s",
+    psi_log_line(psi_cache_log(pool->cache), PSI_LOG_WARN,
+                 "the store of pool %s %s (error %d): blocks stay in memory, and are dropped where that would end the "
+                 "process; %s",
                  pool->name, full ? "is full" : "cannot be written", -error,
-                 full ? "give it room with PSI_CACHE_STORE_MAX_BYTES or another PSI_CACHE_STORE_DIR" : "check the disk below PSI_CACHE_STORE_DIR");
+                 full ? "give it room with PSI_CACHE_STORE_MAX_BYTES or another PSI_CACHE_STORE_DIR"
+                      : "check the disk below PSI_CACHE_STORE_DIR");
 }
 
 /* Makes sure that the store has the block's bytes. 0, or why it has not. */
@@ -100,9 +103,7 @@ static bool evict(psi_pool *pool, uint32_t block, psi_trim_scope scope, bool asl
     return true;
 }
 
-static uint64_t resident_bytes(const psi_pool *pool) {
-    return (uint64_t)pool->resident * pool->block_total_bytes;
-}
+static uint64_t resident_bytes(const psi_pool *pool) { return (uint64_t)pool->resident * pool->block_total_bytes; }
 
 static uint64_t take(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, bool asleep, uint64_t floor_bytes) {
     size_t count = collect(pool, scope, asleep);
@@ -158,8 +159,8 @@ static bool is_wanted(const psi_pool *pool, uint32_t block) {
     return b->state == PSI_BLOCK_STORED && !b->hidden && b->used >= pool->step;
 }
 
-/* Of `wanted` blocks as many as do not fit turn hidden, in the policy's order, and wait for room like those that it took.
- * Sinks and the newest are not among them. */
+/* Of `wanted` blocks as many as do not fit turn hidden, in the policy's order, and wait for room like those that it
+ * took. Sinks and the newest are not among them. */
 static void hide_surplus(psi_pool *pool, uint64_t wanted, uint64_t fit) {
     size_t count = 0;
     for (uint32_t i = 0; i < pool->blocks; i++) {

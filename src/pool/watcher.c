@@ -75,8 +75,8 @@ static void ask_for_restore(psi_cache *cache, uint64_t bytes) {
     }
 }
 
-/* Takes back what the engine has not answered yet: an engine that fell idle may now be helped without it, and pressure that
- * went away needs no answer. */
+/* Takes back what the engine has not answered yet: an engine that fell idle may now be helped without it, and pressure
+ * that went away needs no answer. */
 static uint64_t withdraw(psi_cache *cache) {
     uint64_t bytes = 0;
     for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
@@ -113,8 +113,8 @@ static void take_requests(psi_board *board) {
     }
 }
 
-/* What we took and gave ourselves is no spike. Never more is taken than was given: where blocks share pages, less went than
- * the blocks' bytes. */
+/* What we took and gave ourselves is no spike. Never more is taken than was given: where blocks share pages, less went
+ * than the blocks' bytes. */
 static void tell_own_moves(psi_cache *cache) {
     int64_t balance = 0;
     pthread_mutex_lock(&cache->lock);
@@ -179,7 +179,8 @@ void psi_watcher_start(psi_cache *cache) {
         int error = psi_os_thread_start(&cache->watcher, watch, cache);
         cache->watching = error == 0;
         if (error != 0) {
-            psi_log_line(&cache->settings.log, PSI_LOG_WARN, "no watcher thread (error %d): nothing is trimmed by itself", -error);
+            psi_log_line(&cache->settings.log, PSI_LOG_WARN,
+                         "no watcher thread (error %d): nothing is trimmed by itself", -error);
         }
     }
     pthread_mutex_unlock(&cache->lock);

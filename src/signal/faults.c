@@ -47,9 +47,9 @@ void psi_self_open(psi_self *self, const char *root, char *text, psi_source *fau
         psi_read_text(self->status_path, strlen(self->status_path), "", text) != 0 ||
         !psi_self_parse_mapped(text, &value)) {
         self->status_path[0] = '\0';
-        *mappings_row = (psi_source){"mappings", false,
-                                     "no RssFile in /proc/self/status: mapped weights pass for free memory",
-                                     "mount /proc; Linux 4.5 or newer"};
+        *mappings_row =
+            (psi_source){"mappings", false, "no RssFile in /proc/self/status: mapped weights pass for free memory",
+                         "mount /proc; Linux 4.5 or newer"};
     }
 }
 

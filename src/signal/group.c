@@ -43,8 +43,8 @@ static bool find_path(const char *text, psi_cgroup_version version, char *path) 
 static void unescape(char *text) {
     char *to = text;
     for (const char *c = text; *c != '\0'; c++) {
-        bool octal = c[0] == '\\' && c[1] >= '0' && c[1] <= '3' && c[2] >= '0' && c[2] <= '7' && c[3] >= '0' &&
-                     c[3] <= '7';
+        bool octal =
+            c[0] == '\\' && c[1] >= '0' && c[1] <= '3' && c[2] >= '0' && c[2] <= '7' && c[3] >= '0' && c[3] <= '7';
         if (octal) {
             *to++ = (char)(((c[1] - '0') << 6) | ((c[2] - '0') << 3) | (c[3] - '0'));
             c += 3;

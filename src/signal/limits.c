@@ -12,8 +12,10 @@ typedef struct group_files {
 } group_files;
 
 static const group_files files_of[] = {
-    [PSI_CGROUP_V1] = {{"/memory.limit_in_bytes", NULL}, "/memory.usage_in_bytes",
-                       "total_inactive_file", "total_active_file"},
+    [PSI_CGROUP_V1] = {{"/memory.limit_in_bytes", NULL},
+                       "/memory.usage_in_bytes",
+                       "total_inactive_file",
+                       "total_active_file"},
     [PSI_CGROUP_V2] = {{"/memory.max", "/memory.high"}, "/memory.current", "inactive_file", "active_file"},
 };
 
@@ -62,15 +64,15 @@ static void explain(const psi_group *group, psi_cgroup_version version, psi_sour
     if (!group->found) {
         row->detail = v2 ? "no cgroup v2 group of this process" : "no cgroup v1 memory group of this process";
         row->cure = v2 ? "mount cgroup2, or set the limit in cgroup v1"
-                      : "none needed where cgroup v2 has the memory controller";
+                       : "none needed where cgroup v2 has the memory controller";
     } else if (v2 && group->is_root) {
         row->detail = "this process is in the root group, which has no limit";
         row->cure = "run it in a group: systemd-run --scope -p MemoryMax=...";
     } else {
         row->detail = "the own group has no memory controller";
         row->cure = v2 ? "enable memory in cgroup.subtree_control, boot without cgroup_disable=memory, "
-                        "or set the limit in cgroup v1"
-                      : "boot without cgroup_disable=memory";
+                         "or set the limit in cgroup v1"
+                       : "boot without cgroup_disable=memory";
     }
 }
 
@@ -105,8 +107,8 @@ static void read_limit(const psi_limits *limits, psi_level *level, char *text) {
 
 /* Page cache that the kernel would drop for us: all file pages but the own mapped ones, which decode
  * needs. A missing memory.stat means none: careful, and the limit still holds. */
-static int64_t read_cache(const psi_limits *limits, const psi_level *level, uint64_t mapped_bytes,
-                          uint64_t usage_bytes, char *text) {
+static int64_t read_cache(const psi_limits *limits, const psi_level *level, uint64_t mapped_bytes, uint64_t usage_bytes,
+                          char *text) {
     uint64_t inactive = 0, active = 0;
     if (psi_read_text(limits->dir, level->dir_length, "/memory.stat", text) != 0 ||
         !psi_parse_field(text, files_of[limits->version].inactive_file, 1, &inactive) ||
@@ -118,8 +120,8 @@ static int64_t read_cache(const psi_limits *limits, const psi_level *level, uint
     return cache > mapped_bytes ? (int64_t)(cache - mapped_bytes) : 0;
 }
 
-static void read_level(const psi_limits *limits, psi_level *level, uint64_t at_us, bool slow,
-                       uint64_t mapped_bytes, char *text) {
+static void read_level(const psi_limits *limits, psi_level *level, uint64_t at_us, bool slow, uint64_t mapped_bytes,
+                       char *text) {
     uint64_t usage = 0;
     if (slow)
         read_limit(limits, level, text);

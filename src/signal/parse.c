@@ -4,9 +4,7 @@
 
 #include <string.h>
 
-static bool is_end(char c) {
-    return c == '\0' || c == '\n' || c == ' ' || c == '\t';
-}
+static bool is_end(char c) { return c == '\0' || c == '\n' || c == ' ' || c == '\t'; }
 
 bool psi_parse_u64(const char *text, uint64_t *value) {
     uint64_t sum = 0;

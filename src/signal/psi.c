@@ -84,9 +84,7 @@ void psi_pressure_open(psi_pressure *pressure, const char *root, const psi_group
         psi_pressure_explain(error, &row->detail, &row->cure);
 }
 
-static double clamp_share(double share) {
-    return share > 1 ? 1 : share;
-}
+static double clamp_share(double share) { return share > 1 ? 1 : share; }
 
 void psi_pressure_read(psi_pressure *pressure, uint64_t at_us, char *text, psi_reading *reading) {
     uint64_t some_us = 0, full_us = 0;

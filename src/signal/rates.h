@@ -10,15 +10,15 @@
 /* ---- A counter that only grows, over about the last second ------------------------------------ */
 
 #define PSI_WINDOW_US ((uint64_t)1000000)
-#define PSI_WINDOW_SLOT_US ((uint64_t)50000)  /* samples are kept no closer than this */
+#define PSI_WINDOW_SLOT_US ((uint64_t)50000)   /* samples are kept no closer than this */
 #define PSI_WINDOW_LEAST_US ((uint64_t)100000) /* no rate over less: 1 ms of stall in 2 ms says nothing */
-#define PSI_WINDOW_SLOTS 24                   /* 1 s / 50 ms, one older, and room to spare */
+#define PSI_WINDOW_SLOTS 24                    /* 1 s / 50 ms, one older, and room to spare */
 
 typedef struct psi_window {
     uint64_t at_us[PSI_WINDOW_SLOTS]; /* oldest first */
     uint64_t value[PSI_WINDOW_SLOTS];
     size_t count;
-    uint64_t last_at_us, last_value;  /* also of samples that were not kept */
+    uint64_t last_at_us, last_value; /* also of samples that were not kept */
 } psi_window;
 
 /* Forgets everything and begins with this sample. */
@@ -40,17 +40,17 @@ bool psi_window_add(psi_window *window, uint64_t at_us, uint64_t value, double *
 typedef struct psi_bound {
     bool known;
     uint64_t limit_bytes;
-    int64_t free_bytes;         /* limit less usage, or MemAvailable */
-    int64_t cache_bytes;        /* what can be reclaimed on top, less own mappings; may be negative */
-    double cache_growth;        /* bytes per us, never negative */
+    int64_t free_bytes;  /* limit less usage, or MemAvailable */
+    int64_t cache_bytes; /* what can be reclaimed on top, less own mappings; may be negative */
+    double cache_growth; /* bytes per us, never negative */
     bool has_before, has_both;
-    int64_t before_free_bytes;  /* at the last reading that counted */
+    int64_t before_free_bytes; /* at the last reading that counted */
     uint64_t before_at_us;
     int64_t both_cache_bytes, both_sum_bytes; /* when both were fresh */
     uint64_t both_at_us;
-    bool has_shrink;            /* this reading gave a rate: */
-    double shrink;              /* bytes per us, */
-    uint64_t shrink_span_us;    /* over this time */
+    bool has_shrink;         /* this reading gave a rate: */
+    double shrink;           /* bytes per us, */
+    uint64_t shrink_span_us; /* over this time */
 } psi_bound;
 
 /* `cache_is_fresh`: cache_bytes was set for this reading. |free_bytes|, |cache_bytes| < 2^62. */

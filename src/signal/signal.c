@@ -61,9 +61,7 @@ psi_signal *psi_signal_open(const char *root, psi_clock clock) {
     return signal;
 }
 
-void psi_signal_close(psi_signal *signal) {
-    free(signal);
-}
+void psi_signal_close(psi_signal *signal) { free(signal); }
 
 const psi_source *psi_signal_sources(const psi_signal *signal, size_t *count) {
     *count = ROWS;

@@ -30,7 +30,7 @@ typedef struct psi_reading {
 
 /* One row a source, for doctor and the log. Strings live as long as the psi_signal. */
 typedef struct psi_source {
-    const char *name;   /* "psi", "cgroup-v2", "cgroup-v1", "meminfo", "faults", "mappings" */
+    const char *name; /* "psi", "cgroup-v2", "cgroup-v1", "meminfo", "faults", "mappings" */
     bool in_use;
     const char *detail; /* the path in use, or why it is missing */
     const char *cure;   /* what would make it available; "" when in use */

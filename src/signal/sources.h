@@ -34,7 +34,7 @@ void psi_group_find(psi_group *group, const char *root, psi_cgroup_version versi
 #define PSI_LEVELS 24 /* deepest nesting heeded; systemd and Kubernetes make 4 to 7 */
 
 typedef struct psi_level {
-    size_t dir_length;    /* of psi_limits.dir */
+    size_t dir_length; /* of psi_limits.dir */
     bool is_limited;
     uint64_t limit_bytes; /* as of the last slow reading */
     psi_bound bound;

@@ -41,8 +41,8 @@ static row the_rows[MOST_ROWS];
 static size_t the_row_count;
 static psi_reading the_reading;
 
-__attribute__((format(printf, 4, 5)))
-static void add(health how, const char *name, const char *cure, const char *format, ...) {
+__attribute__((format(printf, 4, 5))) static void add(health how, const char *name, const char *cure,
+                                                      const char *format, ...) {
     if (the_row_count == MOST_ROWS)
         return;
     row *r = &the_rows[the_row_count++];
@@ -193,8 +193,12 @@ static const struct {
     {0xff534d42, "cifs", "is on the network: restoring waits for it"},
     {0x01021997, "9p", "is another machine's: restoring waits for it"},
     {0x65735546, "fuse", "is served by a process, which may be stalled just then"},
-    {0xef53, "ext4", NULL}, {0x58465342, "xfs", NULL}, {0x9123683e, "btrfs", NULL}, {0xf2f52010, "f2fs", NULL},
-    {0x794c7630, "overlay", NULL}, {0x2fc12fc1, "zfs", NULL},
+    {0xef53, "ext4", NULL},
+    {0x58465342, "xfs", NULL},
+    {0x9123683e, "btrfs", NULL},
+    {0xf2f52010, "f2fs", NULL},
+    {0x794c7630, "overlay", NULL},
+    {0x2fc12fc1, "zfs", NULL},
 };
 
 /* Whether a store can be made there: the same way the store makes one, and as little of a trace. */
@@ -260,7 +264,9 @@ static void look_at_engine(const char *path, bool is_named) {
     tool_elf_read(path, &elf);
     health bad = is_named ? BROKEN : LIMIT;
     switch (tool_elf_ggml(path, where, sizeof where)) {
-    case TOOL_GGML_DYNAMIC: add(GOOD, "llama.cpp", "", "%s: can run under psi-cache", path); break;
+    case TOOL_GGML_DYNAMIC:
+        add(GOOD, "llama.cpp", "", "%s: can run under psi-cache", path);
+        break;
     case TOOL_GGML_BUILT_IN:
         add(bad, "llama.cpp", "a build with shared libraries (cmake -DBUILD_SHARED_LIBS=ON)",
             "%s: ggml is built into %s; it would run untouched", path, strcmp(where, path) == 0 ? "it" : where);
@@ -332,8 +338,7 @@ static void look_for_engines(void) {
         if (tool_find_command(i == 0 ? "llama-server" : "llama-cli", path, sizeof path) == 0)
             look_at_match(path);
     if (the_seen_count == 0)
-        add(NOTE, "llama.cpp", "psi-cache doctor FILE, or pip install llama-cpp-python",
-            "none found here or on PATH");
+        add(NOTE, "llama.cpp", "psi-cache doctor FILE, or pip install llama-cpp-python", "none found here or on PATH");
 }
 
 /* ---- The answer ------------------------------------------------------------------------------- */

@@ -30,8 +30,8 @@ static const char *const the_imports[] = {"ggml_backend_alloc_ctx_tensors_from_b
 typedef struct image {
     const unsigned char *bytes;
     size_t size;
-    const ElfW(Ehdr) *header;
-    const ElfW(Phdr) *segments;
+    const ElfW(Ehdr) * header;
+    const ElfW(Phdr) * segments;
     size_t segment_count;
 } image;
 
@@ -88,7 +88,7 @@ static tool_elf_kind read_header(image *file) {
     return TOOL_ELF_DYNAMIC;
 }
 
-static const ElfW(Phdr) *segment(const image *file, uint32_t type) {
+static const ElfW(Phdr) * segment(const image *file, uint32_t type) {
     for (size_t i = 0; i < file->segment_count; i++)
         if (file->segments[i].p_type == type)
             return &file->segments[i];
@@ -119,7 +119,8 @@ void tool_elf_read(const char *path, tool_elf *elf) {
         const ElfW(Phdr) *interpreter = segment(&file, PT_INTERP);
         const char *name = interpreter ? at(&file, interpreter->p_offset, interpreter->p_filesz, 1) : NULL;
         if (name)
-            snprintf(elf->interpreter, sizeof elf->interpreter, "%.*s", (int)(interpreter->p_filesz < 255 ? interpreter->p_filesz : 255), name);
+            snprintf(elf->interpreter, sizeof elf->interpreter, "%.*s",
+                     (int)(interpreter->p_filesz < 255 ? interpreter->p_filesz : 255), name);
         elf->is_executable = name != NULL;
         /* A static PIE has a dynamic section and no interpreter, just as a library; its flags tell. A
          * library that is looked at by name has a DT_SONAME or is at least called .so. */
@@ -135,9 +136,9 @@ void tool_elf_read(const char *path, tool_elf *elf) {
 typedef struct dynamic_part {
     const char *strings;
     size_t string_bytes;
-    const ElfW(Sym) *symbols;
+    const ElfW(Sym) * symbols;
     size_t symbol_count; /* of those, which are enough: the imports */
-    const ElfW(Dyn) *entries;
+    const ElfW(Dyn) * entries;
     size_t entry_count;
 } dynamic_part;
 

@@ -32,8 +32,8 @@ static bool take_if_there(const char *directory, const char *below, const char *
     char candidate[PATH_MAX], whole[PATH_MAX];
     int length = snprintf(candidate, sizeof candidate, "%s%s/%s", directory, below, name);
     /* realpath: the loader must find it from whatever directory the command changes to. */
-    return length > 0 && (size_t)length < sizeof candidate && realpath(candidate, whole) &&
-           access(whole, R_OK) == 0 && copy_text(path, capacity, whole);
+    return length > 0 && (size_t)length < sizeof candidate && realpath(candidate, whole) && access(whole, R_OK) == 0 &&
+           copy_text(path, capacity, whole);
 }
 
 bool tool_find_library(const char *name, char *path, size_t capacity) {
@@ -56,7 +56,7 @@ int tool_find_command(const char *name, char *path, size_t capacity) {
         return access(name, F_OK) != 0 ? ENOENT : copy_text(path, capacity, name) ? 0 : ENOENT;
     const char *list = getenv("PATH");
     int error = ENOENT;
-    for (const char *at = list ? list : "/usr/local/bin:/usr/bin:/bin"; *name; ) {
+    for (const char *at = list ? list : "/usr/local/bin:/usr/bin:/bin"; *name;) {
         const char *end = strchrnul(at, ':');
         char candidate[PATH_MAX];
         struct stat info;

@@ -8,8 +8,7 @@ static const struct {
     const char *name;
     int (*run)(int argc, char **argv);
 } the_subcommands[] = {
-    {"run", tool_run},   {"doctor", tool_doctor},   {"status", tool_status},
-    {"trim", tool_trim}, {"restore", tool_restore},
+    {"run", tool_run}, {"doctor", tool_doctor}, {"status", tool_status}, {"trim", tool_trim}, {"restore", tool_restore},
 };
 
 static int help(const char *subcommand) {

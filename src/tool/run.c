@@ -41,7 +41,8 @@ enum { OPTIONS = sizeof the_options / sizeof *the_options };
 
 static bool is_choice(const char *choices, const char *value) {
     size_t length = strlen(value);
-    for (const char *at = strchr(value, '|') ? NULL : choices; length > 0 && at; at = strchr(at, '|') ? strchr(at, '|') + 1 : NULL)
+    for (const char *at = strchr(value, '|') ? NULL : choices; length > 0 && at;
+         at = strchr(at, '|') ? strchr(at, '|') + 1 : NULL)
         if (strncmp(at, value, length) == 0 && (at[length] == '|' || at[length] == '\0'))
             return true;
     return false;
@@ -91,7 +92,8 @@ static int set_option(const run_option *option, const char *value) {
         if (!is_choice(option->choices, value))
             return tool_usage_error("run", "--%s %s: choose %s", option->flag, value, option->choices);
         return set(option->variable, value);
-    case DIRECTORY: return set_directory(option, value);
+    case DIRECTORY:
+        return set_directory(option, value);
     }
     snprintf(text, sizeof text, "%llu", (unsigned long long)number);
     return set(option->variable, text);
@@ -220,8 +222,10 @@ static int prepend(const char *variable, const char *entry) {
 /* Blanks separate entries of LD_PRELOAD as colons do, and nothing quotes them; LD_LIBRARY_PATH takes blanks. */
 static int set_preload(const char *library) {
     if (strchr(library, ':')) {
-        fprintf(stderr, "psi-cache run: LD_PRELOAD cannot name a path with a colon: %s\n"
-                "cure: install psi-cache in a directory without one\n", library);
+        fprintf(stderr,
+                "psi-cache run: LD_PRELOAD cannot name a path with a colon: %s\n"
+                "cure: install psi-cache in a directory without one\n",
+                library);
         return TOOL_RUN_FAILED;
     }
     if (!strchr(library, ' '))
@@ -233,7 +237,8 @@ static int set_preload(const char *library) {
 }
 
 static int library_missing(void) {
-    fprintf(stderr, "psi-cache run: " LIBRARY " is not beside psi-cache, nor in ../lib%s\n"
+    fprintf(stderr,
+            "psi-cache run: " LIBRARY " is not beside psi-cache, nor in ../lib%s\n"
             "cure: set PSI_CACHE_LIB_DIR to its directory, or install again (pip install llm-psi-cache)\n",
             getenv("PSI_CACHE_LIB_DIR") ? ", nor in $PSI_CACHE_LIB_DIR" : "");
     return TOOL_RUN_FAILED;

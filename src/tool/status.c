@@ -42,9 +42,10 @@ static void label(const char *name) { printf("  %s%-9s%s ", tool_colour_on(TOOL_
 static void show_index(const psi_stats *s) {
     tool_colour colour = s->index > s->high ? TOOL_RED : s->index >= s->low ? TOOL_YELLOW : TOOL_GREEN;
     label("index");
-    printf("%s%.2f%s   stall %.2f  headroom %.2f  forecast %.2f  thrash %.2f   (trims above %.2f, regrows below %.2f)\n",
-           tool_colour_on(colour), s->index, tool_colour_off(), s->index_stall, s->index_headroom, s->index_forecast,
-           s->index_thrash, s->high, s->low);
+    printf(
+        "%s%.2f%s   stall %.2f  headroom %.2f  forecast %.2f  thrash %.2f   (trims above %.2f, regrows below %.2f)\n",
+        tool_colour_on(colour), s->index, tool_colour_off(), s->index_stall, s->index_headroom, s->index_forecast,
+        s->index_thrash, s->high, s->low);
 }
 
 static void show_headroom(const psi_stats *s) {
@@ -106,16 +107,33 @@ static void json_bytes(const char *name, uint64_t value) {
 }
 
 static void json_stats(const psi_stats *s) {
-    const struct { const char *name; double value; } shares[] = {
-        {"index", s->index}, {"index_stall", s->index_stall}, {"index_headroom", s->index_headroom},
-        {"index_forecast", s->index_forecast}, {"index_thrash", s->index_thrash}, {"high", s->high}, {"low", s->low}};
-    const struct { const char *name; uint64_t value; } counts[] = {
-        {"headroom_bytes", s->headroom_bytes}, {"limit_bytes", s->limit_bytes},
-        {"capacity_bytes", s->capacity_bytes}, {"resident_bytes", s->resident_bytes},
-        {"stored_bytes", s->stored_bytes}, {"dropped_bytes", s->dropped_bytes}, {"trims", s->trims},
-        {"restores", s->restores}, {"refusals", s->refusals}, {"trimmed_bytes", s->trimmed_bytes},
-        {"restored_bytes", s->restored_bytes}, {"store_errors", s->store_errors}, {"steps", s->steps},
-        {"pools", s->pools}};
+    const struct {
+        const char *name;
+        double value;
+    } shares[] = {{"index", s->index},
+                  {"index_stall", s->index_stall},
+                  {"index_headroom", s->index_headroom},
+                  {"index_forecast", s->index_forecast},
+                  {"index_thrash", s->index_thrash},
+                  {"high", s->high},
+                  {"low", s->low}};
+    const struct {
+        const char *name;
+        uint64_t value;
+    } counts[] = {{"headroom_bytes", s->headroom_bytes},
+                  {"limit_bytes", s->limit_bytes},
+                  {"capacity_bytes", s->capacity_bytes},
+                  {"resident_bytes", s->resident_bytes},
+                  {"stored_bytes", s->stored_bytes},
+                  {"dropped_bytes", s->dropped_bytes},
+                  {"trims", s->trims},
+                  {"restores", s->restores},
+                  {"refusals", s->refusals},
+                  {"trimmed_bytes", s->trimmed_bytes},
+                  {"restored_bytes", s->restored_bytes},
+                  {"store_errors", s->store_errors},
+                  {"steps", s->steps},
+                  {"pools", s->pools}};
     for (size_t i = 0; i < sizeof shares / sizeof *shares; i++)
         printf(",\"%s\":%.6g", shares[i].name, shares[i].value);
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
@@ -139,8 +157,10 @@ static void show_json(const view *seen) {
 
 static void say_none(int64_t pid) {
     if (pid && errno == EPROTO)
-        fprintf(stderr, "psi-cache status: process %" PRId64 " runs under another version of psi-cache; use that one's "
-                "status, or start the process again\n", pid);
+        fprintf(stderr,
+                "psi-cache status: process %" PRId64 " runs under another version of psi-cache; use that one's "
+                "status, or start the process again\n",
+                pid);
     else if (pid)
         fprintf(stderr, "psi-cache status: no process %" PRId64 " of yours runs under psi-cache\n", pid);
     else

@@ -11,9 +11,9 @@
 /* As env(1) and timeout(1) have it: 125 and up are said of `run` itself, all below is the command's. */
 enum {
     TOOL_OK = 0,
-    TOOL_NOTHING = 1,         /* nothing to show, or nothing came of it */
-    TOOL_USAGE = 2,           /* wrong use: an unknown option, a value out of range */
-    TOOL_RUN_FAILED = 125,    /* run: psi-cache itself could not do its part */
+    TOOL_NOTHING = 1,      /* nothing to show, or nothing came of it */
+    TOOL_USAGE = 2,        /* wrong use: an unknown option, a value out of range */
+    TOOL_RUN_FAILED = 125, /* run: psi-cache itself could not do its part */
     TOOL_NOT_EXECUTABLE = 126,
     TOOL_NOT_FOUND = 127
 };
@@ -50,8 +50,8 @@ void tool_plain(FILE *out, const char *text);
 
 /* ---- parse.c: whole strings only; false leaves *value untouched --------------------------------- */
 
-bool tool_parse_share(const char *text, double *value);          /* 0 to 1 */
-bool tool_parse_bytes(const char *text, uint64_t *value);        /* suffix K, M, G (1024) */
+bool tool_parse_share(const char *text, double *value);   /* 0 to 1 */
+bool tool_parse_bytes(const char *text, uint64_t *value); /* suffix K, M, G (1024) */
 bool tool_parse_count(const char *text, uint64_t most, uint64_t *value);
 
 /* ---- find.c: files ------------------------------------------------------------------------------ */
@@ -66,26 +66,26 @@ int tool_find_command(const char *name, char *path, size_t capacity);
 /* ---- elf.c ---------------------------------------------------------------------------------------- */
 
 typedef enum tool_elf_kind {
-    TOOL_ELF_UNREADABLE,   /* no such file, no right to read it */
-    TOOL_ELF_NONE,         /* not an ELF file: a script, for one */
-    TOOL_ELF_FOREIGN,      /* for another machine, or of another word size */
-    TOOL_ELF_STATIC,       /* an executable without a dynamic linker */
-    TOOL_ELF_DYNAMIC       /* an executable with one, or a shared library */
+    TOOL_ELF_UNREADABLE, /* no such file, no right to read it */
+    TOOL_ELF_NONE,       /* not an ELF file: a script, for one */
+    TOOL_ELF_FOREIGN,    /* for another machine, or of another word size */
+    TOOL_ELF_STATIC,     /* an executable without a dynamic linker */
+    TOOL_ELF_DYNAMIC     /* an executable with one, or a shared library */
 } tool_elf_kind;
 
 typedef struct tool_elf {
     tool_elf_kind kind;
-    bool is_executable;     /* names a dynamic linker */
-    char interpreter[256];  /* its path; for a script (TOOL_ELF_NONE) the interpreter of the #! line */
+    bool is_executable;    /* names a dynamic linker */
+    char interpreter[256]; /* its path; for a script (TOOL_ELF_NONE) the interpreter of the #! line */
 } tool_elf;
 
 void tool_elf_read(const char *path, tool_elf *elf);
 
 /* What stands between a file and the library; looks through the libraries that it needs, too. */
 typedef enum tool_ggml {
-    TOOL_GGML_DYNAMIC,     /* calls ggml across the dynamic linker: we can stand in */
-    TOOL_GGML_BUILT_IN,    /* has ggml inside */
-    TOOL_GGML_ABSENT,      /* neither: not llama.cpp, or loads it later by itself */
+    TOOL_GGML_DYNAMIC,  /* calls ggml across the dynamic linker: we can stand in */
+    TOOL_GGML_BUILT_IN, /* has ggml inside */
+    TOOL_GGML_ABSENT,   /* neither: not llama.cpp, or loads it later by itself */
     TOOL_GGML_UNREADABLE
 } tool_ggml;
 

@@ -14,8 +14,8 @@
 enum { MOST_PROCESSES = 1024, PATIENCE_MS = 2000, LOOK_EVERY_MS = 10 };
 
 typedef enum outcome {
-    WAITING,   /* not even taken yet */
-    TAKEN,     /* by the watcher; the engine has not come to a safe point */
+    WAITING, /* not even taken yet */
+    TAKEN,   /* by the watcher; the engine has not come to a safe point */
     DONE,
     GONE,      /* the process ended, or has no board */
     UNMANAGED, /* no cache of its is ours */
@@ -100,14 +100,17 @@ static void report(const request *asked) {
         if (moved_bytes > 0)
             printf("resident %s -> %s (%s %s%s)\n", tool_bytes(from, a->resident_bytes),
                    tool_bytes(to, b->resident_bytes), tool_bytes(moved, moved_bytes),
-                   asked->is_trim ? "given back" : "restored", asked->outcome == DONE ? "" : " so far; the rest follows");
+                   asked->is_trim ? "given back" : "restored",
+                   asked->outcome == DONE ? "" : " so far; the rest follows");
         else if (b->steps != a->steps)
-            printf("taken; nothing has moved so far: it is done at the next safe point, or %s\n", asked->is_trim
-                   ? "what is left is the floor" : "under pressure nothing comes back");
+            printf("taken; nothing has moved so far: it is done at the next safe point, or %s\n",
+                   asked->is_trim ? "what is left is the floor" : "under pressure nothing comes back");
         else
             printf("taken; done at the next safe point: the engine is idle, or in a long step\n");
         break;
-    case WAITING: printf("not taken within 2 s: the process is stopped or very busy; the request stands\n"); break;
+    case WAITING:
+        printf("not taken within 2 s: the process is stopped or very busy; the request stands\n");
+        break;
     case NEEDLESS:
         printf("nothing to %s: %s\n", verb, asked->is_trim ? "no part of the cache is in memory" : "nothing is stored");
         break;

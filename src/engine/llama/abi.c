@@ -1,5 +1,5 @@
-/* abi.c - finds the engine's own functions behind the stand-ins, and checks that this build is one we understand. Called on
- * the engine's threads; a build is looked at once. */
+/* abi.c - finds the engine's own functions behind the stand-ins, and checks that this build is one we understand.
+ * Called on the engine's threads; a build is looked at once. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -148,8 +148,10 @@ static bool check_build(psi_abi *abi) {
         return false;
     }
     find_ops(abi);
-    if (abi->op_none != 0 || abi->op_set_rows < 0 || abi->op_flash_attn < 0 || abi->op_soft_max < 0 || abi->op_mul_mat < 0) {
-        (void)snprintf(abi->why_not, sizeof(abi->why_not), "it writes its cache in another way than SET_ROWS (before mid 2025?)");
+    if (abi->op_none != 0 || abi->op_set_rows < 0 || abi->op_flash_attn < 0 || abi->op_soft_max < 0 ||
+        abi->op_mul_mat < 0) {
+        (void)snprintf(abi->why_not, sizeof(abi->why_not),
+                       "it writes its cache in another way than SET_ROWS (before mid 2025?)");
         return false;
     }
     return true;

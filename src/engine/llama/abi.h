@@ -10,8 +10,13 @@
 
 enum { GGML_LAYOUT_DIMS = 4, GGML_LAYOUT_SRC = 10, GGML_LAYOUT_OP_PARAMS_BYTES = 64, GGML_LAYOUT_NAME_BYTES = 64 };
 
-enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_I32 = 26, TYPE_I64 = 27 }; /* enum ggml_type; written to files, so it does not move */
-enum { STATUS_ALLOC_FAILED = -2, STATUS_ABORTED = 1 };             /* enum ggml_status */
+enum {
+    TYPE_F32 = 0,
+    TYPE_F16 = 1,
+    TYPE_I32 = 26,
+    TYPE_I64 = 27
+};                                                     /* enum ggml_type; written to files, so it does not move */
+enum { STATUS_ALLOC_FAILED = -2, STATUS_ABORTED = 1 }; /* enum ggml_status */
 
 typedef struct tensor tensor;
 struct tensor {
@@ -35,7 +40,7 @@ struct tensor {
 typedef struct psi_abi {
     const void *library; /* base address of its libggml-base; NULL: not met yet */
     char path[256];
-    bool fits;           /* the layout is the one above and every operation was found */
+    bool fits; /* the layout is the one above and every operation was found */
     char why_not[160];
     /* stood in for */
     void *(*alloc_ctx_tensors_from_buft)(void *context, void *buffer_type);
@@ -61,14 +66,15 @@ typedef struct psi_abi {
     int (*graph_n_nodes)(void *graph);
     tensor *(*graph_node)(void *graph, int index);
     /* numbers of operations, which change from build to build; -1: this build has none */
-    int op_none, op_set_rows, op_flash_attn, op_soft_max, op_mul_mat, op_view, op_reshape, op_permute, op_transpose, op_cpy,
-        op_cont, op_dup;
+    int op_none, op_set_rows, op_flash_attn, op_soft_max, op_mul_mat, op_view, op_reshape, op_permute, op_transpose,
+        op_cpy, op_cont, op_dup;
 } psi_abi;
 
 /* The functions behind a stand-in that was called from `caller` (its return address). NULL: no ggml is there. */
 const psi_abi *psi_abi_of(const void *caller);
 
-/* The function `name` that `caller`'s library would have reached without the stand-in `own`; NULL: none. For libllama's. */
+/* The function `name` that `caller`'s library would have reached without the stand-in `own`; NULL: none. For
+ * libllama's. */
 void *psi_abi_next(const void *caller, const char *name, const void *own);
 
 /* Compares the layout with a real tensor of the build. */

@@ -1,6 +1,6 @@
-/* graph.c - reads a step's graph and makes it the pool's safe point. Called on the engine's thread for each step, between the
- * filling of its inputs and its computation. SET_ROWS nodes say which cells are written; attention nodes lead to K, which
- * names the cache, and to the input mask, whose columns are cells. */
+/* graph.c - reads a step's graph and makes it the pool's safe point. Called on the engine's thread for each step,
+ * between the filling of its inputs and its computation. SET_ROWS nodes say which cells are written; attention nodes
+ * lead to K, which names the cache, and to the input mask, whose columns are cells. */
 #include "engine/llama/graph.h"
 
 #include "pool/pool.h"
@@ -8,9 +8,7 @@
 #include <math.h>
 #include <string.h>
 
-static const tensor *root_of(const tensor *t) {
-    return t->view_src != NULL ? t->view_src : t;
-}
+static const tensor *root_of(const tensor *t) { return t->view_src != NULL ? t->view_src : t; }
 
 static psi_kv *kv_of(const tensor *t, const kv_tensor **which) {
     const tensor *root = root_of(t);
@@ -44,7 +42,8 @@ static bool add_kv(psi_llama_step *step, psi_kv *kv) {
 static void note_written(psi_kv *kv, const tensor *indices) {
     int64_t count = indices->ne[0];
     for (int64_t i = 0; i < count; i++) {
-        int64_t cell = indices->type == TYPE_I64 ? ((const int64_t *)indices->data)[i] : ((const int32_t *)indices->data)[i];
+        int64_t cell =
+            indices->type == TYPE_I64 ? ((const int64_t *)indices->data)[i] : ((const int32_t *)indices->data)[i];
         if (cell >= 0) {
             psi_kv_note_cell(kv, (uint64_t)cell);
         }
@@ -75,7 +74,8 @@ static void read_set_rows(psi_llama_step *step, written *seen, const tensor *nod
     if (kv == NULL || which == NULL || kv->given_up) {
         return;
     }
-    if (!add_kv(step, kv) || indices == NULL || indices->data == NULL || (indices->type != TYPE_I64 && indices->type != TYPE_I32)) {
+    if (!add_kv(step, kv) || indices == NULL || indices->data == NULL ||
+        (indices->type != TYPE_I64 && indices->type != TYPE_I32)) {
         give_up(kv, "a graph that writes its cache in a way not known here");
         return;
     }
@@ -96,8 +96,8 @@ static tensor *mask_input(const psi_abi *abi, tensor *mask) {
         if (mask->op == abi->op_none) {
             return mask;
         }
-        bool passes = mask->op == abi->op_cpy || mask->op == abi->op_cont || mask->op == abi->op_dup || mask->op == abi->op_reshape ||
-                      (mask->op == abi->op_view && mask->view_offs == 0);
+        bool passes = mask->op == abi->op_cpy || mask->op == abi->op_cont || mask->op == abi->op_dup ||
+                      mask->op == abi->op_reshape || (mask->op == abi->op_view && mask->view_offs == 0);
         if (!passes) {
             return NULL;
         }
@@ -148,8 +148,8 @@ static void read_attention(psi_llama_step *step, const psi_abi *abi, const tenso
             return;
         }
     }
-    bool good = mask != NULL && mask->data != NULL && (mask->type == TYPE_F32 || mask->type == TYPE_F16) && mask->ne[0] <= kv->cells &&
-                first_stream + (uint64_t)mask->ne[3] <= kv->streams;
+    bool good = mask != NULL && mask->data != NULL && (mask->type == TYPE_F32 || mask->type == TYPE_F16) &&
+                mask->ne[0] <= kv->cells && first_stream + (uint64_t)mask->ne[3] <= kv->streams;
     if (!good || !add_kv(step, kv) || step->mask_count == STEP_MAX_MASKS) {
         give_up(kv, "a graph whose attention mask was not found");
         return;
@@ -242,7 +242,8 @@ static void hide_block(const step_mask *m, int64_t stream, uint32_t block, uint3
 /* ---- Graphs that use the cache in a way of their own --------------------------------------------- */
 
 static bool shows_only(const psi_abi *abi, int op) {
-    return op == abi->op_none || op == abi->op_view || op == abi->op_reshape || op == abi->op_permute || op == abi->op_transpose;
+    return op == abi->op_none || op == abi->op_view || op == abi->op_reshape || op == abi->op_permute ||
+           op == abi->op_transpose;
 }
 
 /* A node that writes into a cache other than by SET_ROWS: a context shift turns keys in place. */
@@ -254,8 +255,8 @@ static psi_kv *written_in_place(const psi_abi *abi, const tensor *node) {
 }
 
 static bool reads_as_known(const psi_abi *abi, int op) {
-    return shows_only(abi, op) || op == abi->op_set_rows || op == abi->op_flash_attn || op == abi->op_mul_mat || op == abi->op_cpy ||
-           op == abi->op_cont || op == abi->op_dup;
+    return shows_only(abi, op) || op == abi->op_set_rows || op == abi->op_flash_attn || op == abi->op_mul_mat ||
+           op == abi->op_cpy || op == abi->op_cont || op == abi->op_dup;
 }
 
 /* Every use of the cache must be one that a mask governs. Looked through once for each size of graph. */
@@ -318,7 +319,8 @@ static void read_graph(psi_llama_step *step, const psi_abi *abi, void *graph) {
     }
 }
 
-/* A cache without V shows no transposition: its pool is made from K alone. One that was given up comes back for good. */
+/* A cache without V shows no transposition: its pool is made from K alone. One that was given up comes back for good.
+ */
 static void settle(psi_kv *kv) {
     if (kv->pool == NULL && kv->wrote && !kv->given_up) {
         psi_kv_open_pool(kv, false);
@@ -326,7 +328,8 @@ static void settle(psi_kv *kv) {
     if (kv->given_up && kv->pool != NULL) {
         psi_kv_make_whole(kv, true);
         if (kv->lost_cells > 0) {
-            psi_llama_say(PSI_LOG_ERROR, "%u cells that were dropped before are zero now, and no longer hidden: clear the context",
+            psi_llama_say(PSI_LOG_ERROR,
+                          "%u cells that were dropped before are zero now, and no longer hidden: clear the context",
                           kv->lost_cells);
         }
         psi_pool_destroy(kv->pool);

@@ -21,9 +21,9 @@ typedef struct psi_llama_step {
     uint32_t kv_count;
 } psi_llama_step;
 
-/* Before the engine computes `graph`: the safe point. Stored blocks that it needs come back, requested trims and restores
- * are done, and what is out of memory is hidden in its masks. False: the step needs new blocks and is refused; the cache
- * is as before. The list's lock is not held. */
+/* Before the engine computes `graph`: the safe point. Stored blocks that it needs come back, requested trims and
+ * restores are done, and what is out of memory is hidden in its masks. False: the step needs new blocks and is refused;
+ * the cache is as before. The list's lock is not held. */
 bool psi_llama_step_begin(psi_llama_step *step, const psi_abi *abi, void *graph);
 void psi_llama_step_end(psi_llama_step *step);
 

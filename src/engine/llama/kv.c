@@ -13,21 +13,13 @@
 static pthread_mutex_t list_lock = PTHREAD_MUTEX_INITIALIZER;
 static psi_kv *list;
 
-void psi_kv_lock(void) {
-    pthread_mutex_lock(&list_lock);
-}
+void psi_kv_lock(void) { pthread_mutex_lock(&list_lock); }
 
-void psi_kv_unlock(void) {
-    pthread_mutex_unlock(&list_lock);
-}
+void psi_kv_unlock(void) { pthread_mutex_unlock(&list_lock); }
 
-void psi_kv_handle_forks(void) {
-    (void)pthread_atfork(psi_kv_lock, psi_kv_unlock, psi_kv_unlock);
-}
+void psi_kv_handle_forks(void) { (void)pthread_atfork(psi_kv_lock, psi_kv_unlock, psi_kv_unlock); }
 
-psi_kv *psi_kv_first(void) {
-    return list;
-}
+psi_kv *psi_kv_first(void) { return list; }
 
 psi_kv *psi_kv_of_buffer(const void *buffer) {
     for (psi_kv *kv = list; kv != NULL; kv = kv->next) {
@@ -64,9 +56,7 @@ static bool is_named(const char *name, const char *prefix) {
     return strspn(name + length, "0123456789") == strlen(name + length);
 }
 
-static bool is_key(const tensor *t) {
-    return is_named(t->name, "cache_k_l");
-}
+static bool is_key(const tensor *t) { return is_named(t->name, "cache_k_l"); }
 
 /* Every tensor of the context is a layer's K or V, or a view of one, of the same cells and streams. */
 static bool is_kv_context(const psi_abi *abi, void *context, const tensor *first) {
@@ -86,9 +76,7 @@ static bool is_kv_context(const psi_abi *abi, void *context, const tensor *first
 
 /* ---- Placing it -------------------------------------------------------------------------------- */
 
-static size_t round_up(size_t bytes, size_t to) {
-    return (bytes + to - 1) / to * to;
-}
+static size_t round_up(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
 
 static bool add_tensors(psi_kv *kv, void *context) {
     const psi_abi *abi = kv->abi;
@@ -124,8 +112,8 @@ static bool place_tensors(psi_kv *kv, void *context) {
     return true;
 }
 
-/* Cells a block: the smallest multiple of 32 (PSI_CACHE_BLOCK_CELLS) that is whole pages in each row-major tensor, up to
- * 256: past that a page that two blocks share goes back when both are out. */
+/* Cells a block: the smallest multiple of 32 (PSI_CACHE_BLOCK_CELLS) that is whole pages in each row-major tensor, up
+ * to 256: past that a page that two blocks share goes back when both are out. */
 static uint32_t choose_block_cells(const psi_kv *kv, uint32_t least) {
     size_t page = psi_os_page_bytes();
     for (uint32_t cells = least; cells <= 256; cells += least) {
@@ -188,11 +176,13 @@ void *psi_kv_take(const psi_abi *abi, void *context, void *buffer_type) {
         return NULL; /* weights and the like: nothing to say */
     }
     if (!abi->buft_is_host(buffer_type)) {
-        psi_llama_say(PSI_LOG_WARN, "this KV cache lies in a device's memory: left to the engine (run with -nkvo to keep it in RAM)");
+        psi_llama_say(PSI_LOG_WARN,
+                      "this KV cache lies in a device's memory: left to the engine (run with -nkvo to keep it in RAM)");
         return NULL;
     }
     if (!is_kv_context(abi, context, first)) {
-        psi_llama_say(PSI_LOG_WARN, "a cache of tensors like %s is of a kind not known here: left to the engine", first->name);
+        psi_llama_say(PSI_LOG_WARN, "a cache of tensors like %s is of a kind not known here: left to the engine",
+                      first->name);
         return NULL;
     }
     psi_kv *kv = psi_llama_cache() != NULL ? make_kv(abi, context) : NULL;
@@ -203,7 +193,8 @@ void *psi_kv_take(const psi_abi *abi, void *context, void *buffer_type) {
         psi_llama_say(PSI_LOG_ERROR, "the engine refused the KV tensors' place: the context cannot be made");
         return NULL;
     }
-    psi_llama_say(PSI_LOG_INFO, "managing a KV cache of %u cells x %u stream(s), %zu MiB of address space, blocks of %u cells",
+    psi_llama_say(PSI_LOG_INFO,
+                  "managing a KV cache of %u cells x %u stream(s), %zu MiB of address space, blocks of %u cells",
                   kv->cells, kv->streams, kv->arena_bytes >> 20, kv->block_cells);
     psi_kv_lock();
     kv->next = list;
@@ -225,9 +216,7 @@ psi_kv *psi_kv_unlink(const void *buffer) {
 
 /* ---- The pool ---------------------------------------------------------------------------------- */
 
-static bool bit(const uint64_t *bits, uint64_t at) {
-    return (bits[at / 64] >> (at % 64) & 1) != 0;
-}
+static bool bit(const uint64_t *bits, uint64_t at) { return (bits[at / 64] >> (at % 64) & 1) != 0; }
 
 /* The pool dropped a block: what its cells held is lost, and they stay hidden until they are written anew. */
 static void block_moved(void *user, psi_block_id block, psi_block_state from, psi_block_state to) {
@@ -314,7 +303,8 @@ void psi_kv_open_pool(psi_kv *kv, bool v_transposed) {
     kv->pool = psi_pool_adopt(psi_llama_cache(), &options);
     free(planes);
     if (kv->pool == NULL) {
-        psi_llama_say(PSI_LOG_ERROR, "no pool for the KV cache (error %d): it is committed lazily, and never trimmed", errno);
+        psi_llama_say(PSI_LOG_ERROR, "no pool for the KV cache (error %d): it is committed lazily, and never trimmed",
+                      errno);
         kv->given_up = true;
         return;
     }
@@ -352,8 +342,8 @@ static void set_bit(uint64_t *bits, uint64_t at, bool value) {
     bits[at / 64] = value ? bits[at / 64] | mask : bits[at / 64] & ~mask;
 }
 
-void psi_kv_copy_books(const kv_tensor *from_tensor, const psi_kv *from, size_t from_offset, const kv_tensor *to_tensor, psi_kv *to,
-                       size_t to_offset, size_t count) {
+void psi_kv_copy_books(const kv_tensor *from_tensor, const psi_kv *from, size_t from_offset, const kv_tensor *to_tensor,
+                       psi_kv *to, size_t to_offset, size_t count) {
     if (!from_tensor->is_key || !to_tensor->is_key || from->lost_cells + to->lost_cells == 0) {
         return; /* V's cells are K's */
     }
@@ -369,8 +359,10 @@ void psi_kv_copy_books(const kv_tensor *from_tensor, const psi_kv *from, size_t 
 static void say_lost(psi_kv *kv) {
     if (kv->lost_cells > 0 && !kv->lost_said) {
         kv->lost_said = true;
-        psi_llama_say(PSI_LOG_ERROR, "a state is saved while %u cells are dropped: they are zero in it; keep a store (PSI_CACHE_STORE=file)",
-                      kv->lost_cells);
+        psi_llama_say(
+            PSI_LOG_ERROR,
+            "a state is saved while %u cells are dropped: they are zero in it; keep a store (PSI_CACHE_STORE=file)",
+            kv->lost_cells);
     }
 }
 
@@ -382,8 +374,10 @@ static void touch_block(psi_kv *kv, uint32_t block, bool write) {
     }
 }
 
-/* Blocks of [address, address + count): exact for rows, all of the stream's for what crosses a transposed V's columns. */
-static void blocks_of_range(const psi_kv *kv, const kv_tensor *which, size_t offset, size_t count, uint32_t *first, uint32_t *last) {
+/* Blocks of [address, address + count): exact for rows, all of the stream's for what crosses a transposed V's columns.
+ */
+static void blocks_of_range(const psi_kv *kv, const kv_tensor *which, size_t offset, size_t count, uint32_t *first,
+                            uint32_t *last) {
     const tensor *t = which->t;
     uint32_t stream = (uint32_t)(offset / t->nb[2]), last_stream = (uint32_t)((offset + count - 1) / t->nb[2]);
     *first = stream * kv->stream_blocks;

@@ -17,24 +17,24 @@ typedef struct kv_tensor {
 typedef struct psi_kv {
     struct psi_kv *next;
     const psi_abi *abi;
-    void *buffer;          /* the engine's handle of the memory below */
+    void *buffer; /* the engine's handle of the memory below */
     unsigned char *arena;
     size_t arena_bytes;
     kv_tensor tensors[KV_MAX_TENSORS];
     uint32_t tensor_count;
-    uint32_t cells;        /* a stream */
+    uint32_t cells; /* a stream */
     uint32_t streams;
     uint32_t block_cells;
     uint32_t stream_blocks;
     uint32_t blocks;
-    const void *context;   /* the llama_context that used it last; NULL: not known */
-    psi_pool *pool;        /* NULL until the first step shows how V lies */
-    bool v_transposed;     /* flash attention is off: a cell is a column of V */
-    bool given_up;         /* a graph was not understood: lazily committed, never trimmed */
-    int checked_nodes[4];  /* sizes of the graphs that were looked through whole */
+    const void *context;  /* the llama_context that used it last; NULL: not known */
+    psi_pool *pool;       /* NULL until the first step shows how V lies */
+    bool v_transposed;    /* flash attention is off: a cell is a column of V */
+    bool given_up;        /* a graph was not understood: lazily committed, never trimmed */
+    int checked_nodes[4]; /* sizes of the graphs that were looked through whole */
     uint32_t checked_count;
     unsigned char *marks, *states; /* a byte a block */
-    uint64_t *has, *lost;  /* a bit a cell: has content; its content was dropped */
+    uint64_t *has, *lost;          /* a bit a cell: has content; its content was dropped */
     uint32_t lost_cells;
     bool lost_said;
     uint64_t step_last;    /* last cell that the coming step writes (stream * cells + cell) */
@@ -42,8 +42,8 @@ typedef struct psi_kv {
     bool wrote;
 } psi_kv;
 
-/* Places the tensors of a KV cache's context in an arena of ours. The engine's buffer for it, or NULL when the context is
- * none or not understood (the caller then lets the engine do as always). */
+/* Places the tensors of a KV cache's context in an arena of ours. The engine's buffer for it, or NULL when the context
+ * is none or not understood (the caller then lets the engine do as always). */
 void *psi_kv_take(const psi_abi *abi, void *context, void *buffer_type);
 
 /* Registers for fork(): the child must not find the list locked by a thread that it does not have. Once. */
@@ -67,8 +67,8 @@ void psi_kv_destroy(psi_kv *kv);
 extern _Thread_local const void *psi_llama_context;
 
 /* Copies of whole cells between caches of ours: what is lost in one is lost in the other. */
-void psi_kv_copy_books(const kv_tensor *from_tensor, const psi_kv *from, size_t from_offset, const kv_tensor *to_tensor, psi_kv *to,
-                       size_t to_offset, size_t count);
+void psi_kv_copy_books(const kv_tensor *from_tensor, const psi_kv *from, size_t from_offset, const kv_tensor *to_tensor,
+                       psi_kv *to, size_t to_offset, size_t count);
 
 /* Makes the pool, once it is known whether V is transposed. */
 void psi_kv_open_pool(psi_kv *kv, bool v_transposed);

@@ -1,5 +1,5 @@
-/* standin.c - the symbols that stand in for ggml's and llama.cpp's own when this library is loaded first, and the process's
- * cache behind them. Each does its part and then what the engine's own function does. Engine's threads. */
+/* standin.c - the symbols that stand in for ggml's and llama.cpp's own when this library is loaded first, and the
+ * process's cache behind them. Each does its part and then what the engine's own function does. Engine's threads. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -208,8 +208,8 @@ void ggml_backend_tensor_copy(tensor *from, tensor *to) {
 
 /* ---- llama ------------------------------------------------------------------------------------- */
 
-/* llama_batch is passed by value: this stands for it and for what a newer build may add to its end. Only the first field is
- * read; the rest is handed on as it lies. */
+/* llama_batch is passed by value: this stands for it and for what a newer build may add to its end. Only the first
+ * field is read; the rest is handed on as it lies. */
 typedef struct batch_by_value {
     int32_t n_tokens;
     void *fields[15];
@@ -218,8 +218,9 @@ typedef struct batch_by_value {
 STAND_IN int32_t llama_decode(void *context, batch_by_value batch);
 STAND_IN int32_t llama_process(void *context, int type, void *batch);
 
-/* Non-zero when a decode of n_tokens in this llama_context would need a new block and would not get it: the caller returns 1,
- * "no KV slot". Asked before each decode; Python asks itself, because its calls do not come past llama_decode. Any thread. */
+/* Non-zero when a decode of n_tokens in this llama_context would need a new block and would not get it: the caller
+ * returns 1, "no KV slot". Asked before each decode; Python asks itself, because its calls do not come past
+ * llama_decode. Any thread. */
 PSI_API int psi_llama_refuses(const void *context, int n_tokens);
 
 static bool has_room(const psi_kv *kv, int n_tokens) {
