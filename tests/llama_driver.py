@@ -154,6 +154,21 @@ def round_trip():
     }
 
 
+def hidden_is_removed():
+    """What the engine computes while blocks are out, or while stock's own seq_rm has removed the same cells. There another
+    sequence keeps them, so that the last token lies in the same cell and every sum runs in the same order."""
+    engine = Engine(flash_attention=options["flash_attention"], sequences=2, unified=True, cells=8192)
+    prompt = engine.tokens(text(1), 4000)
+    assert engine.decode(prompt, 0) == 0
+    if options["ours"]:
+        psi_cache.trim(0.5)
+    else:
+        memory, end = low.llama_get_memory(engine.context), 32 * (1 + options["blocks"])
+        low.llama_memory_seq_cp(memory, 0, 1, 32, end)
+        low.llama_memory_seq_rm(memory, 0, 32, end)
+    return {"logits": hashlib.sha256(engine.again(prompt[-1], 3999).tobytes()).hexdigest(), "stats": stats_now()}
+
+
 def asleep():
     """Only what no step can see goes: the output must not change at all, and sequence 1 must wake exactly."""
     engine = Engine(cells=8192, flash_attention=options["flash_attention"], sequences=2, unified=options["unified"])

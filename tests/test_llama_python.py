@@ -68,6 +68,16 @@ def test_without_flash_attention_bits_come_back_too(model):
 
 
 @BOTH
+def test_a_hidden_block_is_to_the_model_as_one_that_was_removed(model, flash_attention):
+    """fifo keeps block 0 and takes the next ones: stock with those cells removed must compute the same bits."""
+    ours, _ = drive(model, "hidden_is_removed", flash_attention=flash_attention)
+    blocks = ours["stats"]["stored_bytes"] // (32 * 18 * 1024)  # 18 layers of K and V, 512 bytes a cell
+    assert blocks >= 60
+    stock, _ = drive(model, "hidden_is_removed", ours=False, flash_attention=flash_attention, blocks=blocks)
+    assert ours["logits"] == stock["logits"]
+
+
+@BOTH
 @pytest.mark.parametrize("unified", [True, False], ids=["unified", "streams"])
 def test_two_sequences_go_and_come_back_bit_for_bit(model, flash_attention, unified):
     got, _ = drive(
