@@ -133,27 +133,3 @@ uint64_t psi_layout_give_back(psi_pool *pool) {
     }
     return bytes;
 }
-
-bool psi_layout_blocks_of(const psi_pool *pool, const psi_plane *plane, const void *address, size_t count,
-                          uint32_t *first, uint32_t *last) {
-    uintptr_t base = (uintptr_t)plane->base, from = (uintptr_t)address, to = from + count;
-    uintptr_t end = base + (plane->columns - 1) * plane->column_stride_bytes + plane->column_bytes;
-    from = from > base ? from : base;
-    to = to < end ? to : end;
-    if (from >= to) {
-        return false;
-    }
-    uint32_t lane_first = (uint32_t)((size_t)(plane - pool->planes) / pool->planes_per_lane) * pool->lane_blocks;
-    size_t stride = plane->columns > 1 ? plane->column_stride_bytes : SIZE_MAX;
-    if ((from - base) / stride != (to - 1 - base) / stride) { /* more than one column: any block may be meant */
-        *first = lane_first;
-        *last = lane_first + pool->lane_blocks - 1;
-        return true;
-    }
-    size_t in_column = (from - base) % stride;
-    *first = lane_first + (uint32_t)(in_column / plane->block_bytes);
-    *last = lane_first + (uint32_t)((in_column + (to - from) - 1) / plane->block_bytes);
-    uint32_t limit = lane_first + pool->lane_blocks - 1; /* columns may be padded */
-    *last = *last < limit ? *last : limit;
-    return *first <= *last;
-}

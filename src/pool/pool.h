@@ -81,9 +81,6 @@ void psi_layout_scatter(psi_pool *pool, uint32_t block, const unsigned char *rec
 /* Gives back every page on which nothing but blocks out of memory lie, next to blocks marked `releasing`, and
  * takes the marks off. Bytes that went to the system. */
 uint64_t psi_layout_give_back(psi_pool *pool);
-/* The blocks that bytes [address, address + count) belong to, in one plane; false: none. */
-bool psi_layout_blocks_of(const psi_pool *pool, const psi_plane *plane, const void *address, size_t count,
-                          uint32_t *first, uint32_t *last);
 
 /* blocks.c: the states; the one function that moves a block. */
 void psi_block_move(psi_pool *pool, uint32_t block, psi_block_state to);

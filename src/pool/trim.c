@@ -27,6 +27,10 @@ static bool is_kept(const psi_pool *pool, uint32_t block) {
     return block % pool->lane_blocks < pool->keep_first || pool->writes - b->age < pool->keep_newest;
 }
 
+static psi_candidate candidate_of(const psi_pool *pool, uint32_t block) {
+    return (psi_candidate){.block = block, .age = pool->block[block].age, .used = pool->block[block].used};
+}
+
 static size_t collect(psi_pool *pool, psi_trim_scope scope, bool asleep) {
     size_t count = 0;
     for (uint32_t i = 0; i < pool->blocks; i++) {
@@ -34,7 +38,7 @@ static size_t collect(psi_pool *pool, psi_trim_scope scope, bool asleep) {
         if (!can_go(pool, b) || is_asleep(pool, b, scope) != asleep || (!asleep && is_kept(pool, i))) {
             continue;
         }
-        pool->candidates[count++] = (psi_candidate){.block = i, .age = b->age, .used = b->used};
+        pool->candidates[count++] = candidate_of(pool, i);
     }
     psi_policy_heapify(pool->policy, pool->candidates, count);
     return count;
@@ -165,8 +169,7 @@ static void hide_surplus(psi_pool *pool, uint64_t wanted, uint64_t fit) {
     size_t count = 0;
     for (uint32_t i = 0; i < pool->blocks; i++) {
         if (is_wanted(pool, i) && !is_kept(pool, i)) {
-            const psi_block *b = &pool->block[i];
-            pool->candidates[count++] = (psi_candidate){.block = i, .age = b->age, .used = b->used};
+            pool->candidates[count++] = candidate_of(pool, i);
         }
     }
     psi_policy_heapify(pool->policy, pool->candidates, count);
@@ -202,7 +205,7 @@ uint64_t psi_regrow(psi_pool *pool, uint64_t want_bytes) {
         psi_candidate best_candidate = {0};
         for (uint32_t i = 0; i < pool->blocks; i++) {
             const psi_block *b = &pool->block[i];
-            psi_candidate candidate = {.block = i, .age = b->age, .used = b->used};
+            psi_candidate candidate = candidate_of(pool, i);
             if (b->state == PSI_BLOCK_STORED && b->hidden && b->used >= pool->step &&
                 (best == PSI_BLOCK_NONE || pool->policy->goes_before(&best_candidate, &candidate))) {
                 best = i;

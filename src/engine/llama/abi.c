@@ -113,9 +113,9 @@ static bool resolve_symbols(psi_abi *abi, void *handle) {
 }
 
 /* Operations are compared by name, because their numbers move. The table of names ends at the count, which no function
- * tells: past it lies other memory, so the search stops at the first name that cannot be one. */
+ * tells: past it lies other memory, so the search stays below the smallest count. */
 static int find_op(const psi_abi *abi, const char *name) {
-    for (int op = 0; op < 80; op++) { /* GGML_OP_COUNT was 82 to 100 in the builds read */
+    for (int op = 0; op < 80; op++) { /* GGML_OP_COUNT was 82 to 101 in the builds read */
         const char *candidate = abi->op_name(op);
         if (candidate != NULL && strcmp(candidate, name) == 0) {
             return op;

@@ -305,7 +305,7 @@ static void read_graph(psi_llama_step *step, const psi_abi *abi, void *graph) {
         } else {
             psi_kv *kv = written_in_place(abi, node);
             if (kv != NULL) {
-                psi_kv_make_whole(kv, true);
+                psi_kv_make_whole(kv);
             }
         }
     }
@@ -326,7 +326,7 @@ static void settle(psi_kv *kv) {
         psi_kv_open_pool(kv, false);
     }
     if (kv->given_up && kv->pool != NULL) {
-        psi_kv_make_whole(kv, true);
+        psi_kv_make_whole(kv);
         if (kv->lost_cells > 0) {
             psi_llama_say(PSI_LOG_ERROR,
                           "%u cells that were dropped before are zero now, and no longer hidden: clear the context",

@@ -218,6 +218,11 @@ psi_kv *psi_kv_unlink(const void *buffer) {
 
 static bool bit(const uint64_t *bits, uint64_t at) { return (bits[at / 64] >> (at % 64) & 1) != 0; }
 
+static void set_bit(uint64_t *bits, uint64_t at, bool value) {
+    uint64_t mask = UINT64_C(1) << (at % 64);
+    bits[at / 64] = value ? bits[at / 64] | mask : bits[at / 64] & ~mask;
+}
+
 /* The pool dropped a block: what its cells held is lost, and they stay hidden until they are written anew. */
 static void block_moved(void *user, psi_block_id block, psi_block_state from, psi_block_state to) {
     psi_kv *kv = user;
@@ -229,7 +234,7 @@ static void block_moved(void *user, psi_block_id block, psi_block_state from, ps
     for (uint32_t c = first; c < first + kv->block_cells && c < kv->cells; c++) {
         uint64_t cell = (uint64_t)stream * kv->cells + c;
         if (bit(kv->has, cell) && !bit(kv->lost, cell)) {
-            kv->lost[cell / 64] |= UINT64_C(1) << (cell % 64);
+            set_bit(kv->lost, cell, true);
             kv->lost_cells++;
         }
     }
@@ -243,9 +248,9 @@ void psi_kv_note_cell(psi_kv *kv, uint64_t cell) {
     if (cell >= (uint64_t)kv->cells * kv->streams) {
         return;
     }
-    kv->has[cell / 64] |= UINT64_C(1) << (cell % 64);
+    set_bit(kv->has, cell, true);
     if (bit(kv->lost, cell)) {
-        kv->lost[cell / 64] &= ~(UINT64_C(1) << (cell % 64));
+        set_bit(kv->lost, cell, false);
         kv->lost_cells--;
     }
     kv->step_last = cell;
@@ -337,11 +342,6 @@ static void note_rows(psi_kv *kv, const kv_tensor *which, const unsigned char *a
 
 _Thread_local const void *psi_llama_context;
 
-static void set_bit(uint64_t *bits, uint64_t at, bool value) {
-    uint64_t mask = UINT64_C(1) << (at % 64);
-    bits[at / 64] = value ? bits[at / 64] | mask : bits[at / 64] & ~mask;
-}
-
 void psi_kv_copy_books(const kv_tensor *from_tensor, const psi_kv *from, size_t from_offset, const kv_tensor *to_tensor,
                        psi_kv *to, size_t to_offset, size_t count) {
     if (!from_tensor->is_key || !to_tensor->is_key || from->lost_cells + to->lost_cells == 0) {
@@ -412,10 +412,10 @@ void psi_kv_touch(psi_kv *kv, const kv_tensor *which, const void *address, size_
     }
 }
 
-void psi_kv_make_whole(psi_kv *kv, bool write) {
+void psi_kv_make_whole(psi_kv *kv) {
     for (uint32_t i = 0; kv->pool != NULL && i < kv->blocks; i++) {
         if (psi_block_get_state(kv->pool, i) != PSI_BLOCK_EMPTY) {
-            touch_block(kv, i, write);
+            (void)psi_block_write(kv->pool, i);
         }
     }
 }

@@ -77,7 +77,7 @@ void psi_kv_open_pool(psi_kv *kv, bool v_transposed);
 void psi_kv_touch(psi_kv *kv, const kv_tensor *which, const void *address, size_t count, bool write);
 
 /* Everything comes back, and nothing goes before the next step: for a graph that uses the cache in a way of its own. */
-void psi_kv_make_whole(psi_kv *kv, bool write);
+void psi_kv_make_whole(psi_kv *kv);
 
 /* Notes that a cell (with its stream: stream * cells + cell) is written. */
 void psi_kv_note_cell(psi_kv *kv, uint64_t cell);
