@@ -3,6 +3,7 @@ library is called, and how llama_cpp is found wrapped. Each import runs in a pro
 
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -48,8 +49,10 @@ def test_the_mirror_of_psi_stats():
         line = line.split("/*")[0].strip().rstrip(";")
         if line:
             kind, names = line.split(" ", 1)
-            declared += [(name.strip(), kind) for name in names.split(",")]
-    kinds = {"size_t": ctypes.c_size_t, "double": ctypes.c_double, "uint64_t": ctypes.c_uint64, "int64_t": ctypes.c_int64}
+            for name in (name.strip() for name in names.split(",")):
+                array = re.fullmatch(r"(\w+)\[(\d+)\]", name)
+                declared.append((array[1], f"{kind}[{array[2]}]") if array else (name, kind))
+    kinds = {"char[96]": ctypes.c_char * 96, "size_t": ctypes.c_size_t, "double": ctypes.c_double, "uint64_t": ctypes.c_uint64, "int64_t": ctypes.c_int64}
     assert [(name, kinds[kind]) for name, kind in declared] == _native.Stats._fields_
 
 

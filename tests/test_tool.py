@@ -1,6 +1,7 @@
 """psi-cache, the command: options to environment, errors and their exit status, doctor on this machine, and
 status, trim and restore against boards that a test writes."""
 
+import ctypes
 import json
 import mmap
 import os
@@ -61,7 +62,7 @@ def test_help_and_version(tool):
     overview = tool("--help")
     assert overview.returncode == 0 and "usage: psi-cache run" in overview.stdout
     assert len(overview.stdout.splitlines()) <= 24
-    for name in ("run", "doctor", "status", "trim", "restore"):
+    for name in ("run", "doctor", "status", "trim", "restore", "watch", "record", "replay"):
         text = tool("help", name).stdout
         assert text.startswith(f"usage: psi-cache {name}")
         assert tool(name, "--help").stdout == text
@@ -181,7 +182,8 @@ def test_doctor_on_this_machine(tool):
     assert report["page_bytes"] == mmap.PAGESIZE
     assert 0 <= report["headroom_bytes"] <= report["limit_bytes"]
     names = [check["name"] for check in report["checks"]]
-    for name in ("kernel", "psi", "meminfo", "headroom", "swap", "store", "memlock", "library", "llama.cpp"):
+    for name in ("kernel", "psi.system.memory", "trigger.system", "vmstat", "meminfo", "headroom", "swap", "store",
+                 "memlock", "library", "llama.cpp"):
         assert name in names
     for check in report["checks"]:
         assert check["state"] in ("ok", "note", "limit", "missing")
@@ -238,13 +240,14 @@ def test_doctor_on_llama_cpp(tool):
 # ---- status, trim, restore --------------------------------------------------------------------------
 
 HEAD = struct.Struct("=QqQ64s128sIII")  # psi_board up to its stats
-MAGIC = 0x0032424953500A0D
+MAGIC = 0x0033424953500A0D
 STATS_AT = HEAD.size
-BOARD_BYTES = (STATS_AT + 184 + 7) // 8 * 8
+STATS_BYTES = ctypes.sizeof(_native.Stats)
+BOARD_BYTES = (STATS_AT + STATS_BYTES + 7) // 8 * 8
 
 
 def write_board(directory, pid=None, magic=MAGIC, command=b"llama-server -m x", engine=b"llama.cpp, of a test", **numbers):
-    stats = _native.Stats(size=184 if numbers else 0, high=0.7, low=0.3, **numbers)
+    stats = _native.Stats(size=STATS_BYTES if numbers else 0, high=0.7, low=0.3, **numbers)
     pid = os.getpid() if pid is None else pid
     content = HEAD.pack(magic, pid, 0, command, engine, 0, 0, 2) + bytes(stats)
     path = directory / str(pid)
@@ -267,7 +270,7 @@ def test_status_shows_a_board(tool):
     seen = json.loads(tool("status", os.getpid(), "--json").stdout)["processes"]
     assert len(seen) == 1 and seen[0]["pid"] == os.getpid() and seen[0]["managed"] is True
     assert seen[0]["resident_bytes"] == 100 << 20 and seen[0]["headroom_bytes"] is None and seen[0]["index"] == 0.42
-    assert set(_native.Stats(size=184).to_dict()) <= set(seen[0])
+    assert set(_native.Stats(size=STATS_BYTES).to_dict()) <= set(seen[0])
 
 
 def test_status_without_numbers(tool):
@@ -317,7 +320,7 @@ class Engine(threading.Thread):
                 struct.pack_into("=II", self.board, trim_at, 0, 0)
                 stats = _native.Stats.from_buffer_copy(self.board, STATS_AT)
                 self.does(stats, trim / 1000)
-                self.board[STATS_AT:STATS_AT + 184] = bytes(stats)
+                self.board[STATS_AT:STATS_AT + STATS_BYTES] = bytes(stats)
             time.sleep(0.002)
 
 

@@ -39,7 +39,7 @@ def set_cache_limit(high: float, low: Optional[float] = None) -> None:
     _native.set_limits(high, low)
 
 
-def stats() -> Dict[str, Optional[Union[int, float]]]:
+def stats() -> Dict[str, Union[int, float, str, None]]:
     """What the caches of this process do now.
 
     ``index`` is the pressure index, 0 to 1: the largest of ``index_stall``, ``index_headroom``,
@@ -48,7 +48,9 @@ def stats() -> Dict[str, Optional[Union[int, float]]]:
     ``fill_bytes_per_s``. ``capacity_bytes`` is the caches' address space; ``resident_bytes``,
     ``stored_bytes`` and ``dropped_bytes`` say where its content is. ``trims``, ``restores``, ``refusals``,
     ``trimmed_bytes``, ``restored_bytes``, ``store_errors`` and ``steps`` count since the start; ``pools`` is how
-    many there are. Raises PsiCacheError (ENODEV) while no cache is open.
+    many there are. ``mode``, ``band`` ("none", "comfort", "safety"), ``effect`` ("good", "eaten", "futile", ...) and
+    ``guarded`` say what the controller is doing and whether it helped; ``grower`` and ``staller`` name the cgroups
+    that pressed. psicache.h has a line on each field. Raises PsiCacheError (ENODEV) while no cache is open.
     """
     return _native.read_stats()
 

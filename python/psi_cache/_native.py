@@ -17,6 +17,13 @@ Number = Union[int, float]
 
 UNKNOWN = 2**64 - 1
 
+# What the numbers of psi_stats stand for, in their order.
+WORDS = {
+    "mode": ("auto", "psi", "avg10"),
+    "band": ("none", "comfort", "safety"),
+    "effect": ("none", "waits", "good", "eaten", "futile"),
+}
+
 
 class PsiCacheError(OSError):
     """A call that failed. ``errno`` says why for programs, the text for people, with the cure."""
@@ -53,14 +60,52 @@ class Stats(ctypes.Structure):
         ("store_errors", ctypes.c_uint64),
         ("steps", ctypes.c_uint64),
         ("pools", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("band", ctypes.c_uint64),
+        ("guarded", ctypes.c_uint64),
+        ("effect", ctypes.c_uint64),
+        ("missing_bytes", ctypes.c_uint64),
+        ("ceiling_bytes", ctypes.c_uint64),
+        ("safety_trims", ctypes.c_uint64),
+        ("comfort_trims", ctypes.c_uint64),
+        ("guarded_trims", ctypes.c_uint64),
+        ("trim_cycles", ctypes.c_uint64),
+        ("regrow_cycles", ctypes.c_uint64),
+        ("reaction_last_us", ctypes.c_uint64),
+        ("reaction_most_us", ctypes.c_uint64),
+        ("written_bytes", ctypes.c_uint64),
+        ("clean_bytes", ctypes.c_uint64),
+        ("readings", ctypes.c_uint64),
+        ("trigger_events", ctypes.c_uint64),
+        ("reserve_bytes", ctypes.c_uint64),
+        ("reaction_us", ctypes.c_uint64),
+        ("write_bytes_per_s", ctypes.c_double),
+        ("stall_normal_share", ctypes.c_double),
+        ("stall_at_anchor", ctypes.c_double),
+        ("fill_most_bytes_per_s", ctypes.c_double),
+        ("stall_some_share", ctypes.c_double),
+        ("avg10_share", ctypes.c_double),
+        ("refaults_per_s", ctypes.c_double),
+        ("major_faults_per_s", ctypes.c_double),
+        ("grower", ctypes.c_char * 96),
+        ("staller", ctypes.c_char * 96),
     ]
 
-    def to_dict(self) -> Dict[str, Optional[Number]]:
+    def to_dict(self) -> Dict[str, Union[Number, str, None]]:
         """All fields but the size; ``None`` where the library does not know."""
-        values: Dict[str, Optional[Number]] = {name: getattr(self, name) for name, _ in self._fields_[1:]}
-        for name in ("headroom_bytes", "limit_bytes"):
+        values: Dict[str, Union[Number, str, None]] = {name: getattr(self, name) for name, _ in self._fields_[1:]}
+        for name in ("headroom_bytes", "limit_bytes", "ceiling_bytes"):
             if values[name] == UNKNOWN:
                 values[name] = None
+        for name in ("stall_some_share", "avg10_share", "refaults_per_s", "major_faults_per_s"):
+            if getattr(self, name) < 0:
+                values[name] = None
+        for name, words in WORDS.items():
+            number = getattr(self, name)
+            values[name] = words[number] if number < len(words) else None
+        for name in ("grower", "staller"):
+            values[name] = getattr(self, name).decode("utf-8", "replace") or None
+        values["guarded"] = bool(self.guarded)
         return values
 
 
@@ -178,7 +223,7 @@ def set_limits(high: float, low: Optional[float]) -> None:
     _limits = (high, chosen)
 
 
-def read_stats() -> Dict[str, Optional[Number]]:
+def read_stats() -> Dict[str, Union[Number, str, None]]:
     numbers = Stats(size=ctypes.sizeof(Stats))
     result = library().psi_stats_read(None, ctypes.byref(numbers))
     check(

@@ -1,31 +1,21 @@
-/* control.c - what to do about a reading: index, bytes to give back or to take again, time to sleep.
- * Called by the watcher thread after each psi_signal_read. Pure arithmetic: the same readings and
- * demands give the same decisions, so a recorded trace can be replayed. The mapping is in control.h. */
+/* control.c - what to do about a reading: band, bytes to give back or to take again. Called by the watcher thread after
+ * each psi_signal_read; index.c maps, guard.c judges and limits, regrow.c takes again, look.c plans the sleep. Pure: a
+ * recorded trace gives the same decisions. */
 #include "control/control.h"
 
-#define MIB ((uint64_t)1 << 20)
+#include <string.h>
 
-#define RESERVE_LIMIT_PARTS 16   /* a limit is tight when a sixteenth is left, */
-#define RESERVE_LEAST (16 * MIB) /* but allocators and page cache take megabytes at a time, */
-#define RESERVE_MOST (256 * MIB) /* and half a second of 500 MiB/s is enough on any machine */
+#include "control/guard.h"
+#include "control/look.h"
+#include "control/numbers.h"
+#include "control/regrow.h"
 
-#define STALL_SHARE_AT_ANCHOR 0.10   /* Android lmkd and systemd act at 7 to 10 % */
-#define FAULTS_PER_S_AT_ANCHOR 200.0 /* a token then waits for the disk more than it computes */
-
-#define STALL_EFFECT_US ((uint64_t)1000000) /* stall and faults are over a second: sooner, no effect shows */
-#define RESTORE_EVERY_US ((uint64_t)100000) /* relief at once, probing slowly: */
-#define RESTORE_SHARE 0.05                  /* half the cache in a second at most */
-
-/* The worst rate that is likely: a quick allocator on one memory channel, or 4 times what is seen. */
-#define WORST_BYTES_PER_S 4294967296.0
-#define SLEEP_LEAST_US ((uint64_t)2000)
-#define SLEEP_ABOVE_US ((uint64_t)10000)  /* above the limit: to see the effect, and ask for more */
-#define SLEEP_STALL_US ((uint64_t)100000) /* only stall is known: a tenth of its window */
-#define SLEEP_MOST_US ((uint64_t)500000)
-#define SLEEP_BLIND_US ((uint64_t)1000000)
+#define CLEAN_ABOVE 0.1              /* of index_headroom: headroom below 7 reserves, some time before it matters */
+#define CALM_US ((uint64_t)10000000) /* after a trim or a regrow: its stall is not the normal one */
 
 void psi_control_init(psi_control *control, const psi_control_options *options) {
-    *control = (psi_control){.options = *options};
+    memset(control, 0, sizeof(*control)); /* padding too: equal controls and decisions are equal bytes */
+    control->options = *options;
 }
 
 void psi_control_set_limits(psi_control *control, double high, double low) {
@@ -38,169 +28,148 @@ void psi_control_note_trim(psi_control *control, uint64_t at_us) {
     control->trimmed_before = true;
 }
 
-/* ---- Reading to index ------------------------------------------------------------------------- */
-
-static bool has(const psi_reading *reading, uint32_t what) { return (reading->have & what) == what; }
-
-/* To 0..1; what is not a number counts as nothing. */
-static double clamp_index(double index) { return index > 1 ? 1 : index > 0 ? index : 0; }
-
-/* Never more than 2^63, so that sums of a few stay exact enough and no cast overflows. */
-static uint64_t to_bytes(double bytes) {
-    const double end = 9223372036854775808.0;
-    return bytes >= end ? (uint64_t)1 << 63 : bytes > 0 ? (uint64_t)bytes : 0;
+/* What was to last until an instant that the clock went back before begins anew: late, but not for ever. */
+static void keep_times_sane(psi_control *control, uint64_t at_us) {
+    if (at_us >= control->seen_us)
+        return;
+    uint64_t back_us = control->seen_us - at_us;
+    control->last_trim_us = psi_least(control->last_trim_us, at_us);
+    control->last_restore_us = psi_least(control->last_restore_us, at_us);
+    control->counters_us = psi_least(control->counters_us, at_us);
+    control->action.at_us = psi_least(control->action.at_us, at_us);
+    control->action.given_us = psi_least(control->action.given_us, at_us);
+    control->guard.period_begin_us = psi_least(control->guard.period_begin_us, at_us);
+    control->guard.futile_until_us = psi_since(control->guard.futile_until_us, back_us);
+    control->regrow.stopped_until_us = psi_since(control->regrow.stopped_until_us, back_us);
+    control->regrow.ceiling_until_us = psi_since(control->regrow.ceiling_until_us, back_us);
 }
 
-static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
-
-static uint64_t reserve_bytes(const psi_control *control, const psi_reading *reading) {
-    uint64_t reserve = reading->limit_bytes / RESERVE_LIMIT_PARTS;
-    if (control->options.reserve_bytes != 0)
-        return control->options.reserve_bytes;
-    return reserve < RESERVE_LEAST ? RESERVE_LEAST : least(reserve, RESERVE_MOST);
+static double normal_share(const psi_control *control) {
+    return control->options.tune ? control->tuning.stall_normal_share : 0;
 }
 
-/* What the forecast expects to be used within the horizon; 0 while headroom grows. */
-static double expected_bytes(const psi_control *control, const psi_reading *reading) {
-    if (!has(reading, PSI_HAVE_HEADROOM | PSI_HAVE_FILL) || reading->fill_bytes_per_s <= 0)
-        return 0;
-    return (double)reading->fill_bytes_per_s * ((double)control->options.horizon_us / 1e6);
+static double expected_bytes(const psi_control *control, const psi_reading *reading, const psi_demand *demand) {
+    return psi_index_expected_bytes(&control->options, &control->mapping, reading, demand);
 }
 
-static double anchored(double value, double at_anchor) { return clamp_index(PSI_INDEX_ANCHOR * value / at_anchor); }
+/* ---- Band ------------------------------------------------------------------------------------- */
 
-static double index_of(double wanted_bytes, uint64_t headroom_bytes) {
-    return headroom_bytes == 0 ? 1 : anchored(wanted_bytes, (double)headroom_bytes);
+static psi_band band_of(const psi_control *control, const psi_reading *reading, const psi_decision *decision) {
+    double high = control->options.high;
+    if (decision->index_headroom > high || decision->index_forecast > high)
+        return PSI_BAND_SAFETY;
+    if (control->options.mode == PSI_MODE_AUTO && decision->index_thrash > high && psi_index_misses_mappings(reading))
+        return PSI_BAND_SAFETY; /* the bytes are known */
+    return decision->index > high ? PSI_BAND_COMFORT : PSI_BAND_NONE;
 }
-
-static double scarcity(const psi_reading *reading) {
-    if (reading->limit_bytes == 0)
-        return 1;
-    double left = (double)reading->headroom_bytes / (double)reading->limit_bytes;
-    return clamp_index((1.0 / 4 - left) / (1.0 / 4 - 1.0 / 8));
-}
-
-static void map_index(const psi_control *control, const psi_reading *reading, psi_decision *decision) {
-    double scarce = 1;
-    if (has(reading, PSI_HAVE_HEADROOM)) {
-        double reserve = (double)reserve_bytes(control, reading);
-        double expected = expected_bytes(control, reading);
-        scarce = scarcity(reading);
-        decision->index_headroom = index_of(reserve, reading->headroom_bytes);
-        decision->index_forecast = expected > 0 ? index_of(reserve + expected, reading->headroom_bytes) : 0;
-        if (has(reading, PSI_HAVE_FAULTS))
-            decision->index_thrash = scarce * anchored(reading->major_faults_per_s, FAULTS_PER_S_AT_ANCHOR);
-    }
-    if (has(reading, PSI_HAVE_STALL))
-        decision->index_stall = scarce * anchored(reading->stall_some_share, STALL_SHARE_AT_ANCHOR);
-    decision->index = decision->index_headroom;
-    if (decision->index_forecast > decision->index)
-        decision->index = decision->index_forecast;
-    if (decision->index_stall > decision->index)
-        decision->index = decision->index_stall;
-    if (decision->index_thrash > decision->index)
-        decision->index = decision->index_thrash;
-}
-
-/* ---- Index above the limit: how much to give back ---------------------------------------------- */
 
 /* No headroom, or none left within the horizon at this rate. */
-static bool is_urgent(const psi_control *control, const psi_reading *reading) {
-    if (!has(reading, PSI_HAVE_HEADROOM))
-        return false;
-    return reading->headroom_bytes == 0 || expected_bytes(control, reading) >= (double)reading->headroom_bytes;
+static bool is_urgent(const psi_control *control, const psi_reading *reading, const psi_demand *demand) {
+    return psi_has(reading, PSI_HAVE_HEADROOM) &&
+           (reading->headroom_bytes == 0 ||
+            expected_bytes(control, reading, demand) >= (double)reading->headroom_bytes);
 }
 
-/* Bytes that bring headroom and forecast to the middle between the limits: far enough below the
- * upper one that the next megabyte does not call again, and above the lower one, so that what was
- * given is not taken back at once. */
-static uint64_t needed_bytes(const psi_control *control, const psi_reading *reading) {
+/* ---- How much to give back -------------------------------------------------------------------- */
+
+/* Bytes that bring headroom and forecast to the middle between the limits: far enough below the upper one that the next
+ * megabyte does not call again, and above the lower one, so that what was given is not taken back at once. */
+static uint64_t safety_bytes(const psi_control *control, const psi_reading *reading, const psi_demand *demand) {
     double middle = (control->options.high + control->options.low) / 2;
-    double wanted = (double)reserve_bytes(control, reading) + expected_bytes(control, reading);
-    return to_bytes(PSI_INDEX_ANCHOR * wanted / middle - (double)reading->headroom_bytes);
+    double wanted = (double)control->mapping.reserve_bytes + expected_bytes(control, reading, demand);
+    return psi_to_whole(PSI_INDEX_ANCHOR * wanted / middle - psi_left_bytes(reading));
 }
 
-static uint64_t in_steps(const psi_control *control, const psi_demand *demand, uint64_t bytes) {
-    uint64_t step_least = to_bytes(control->options.trim_min * (double)demand->resident_bytes);
-    uint64_t step_most = to_bytes(control->options.trim_max * (double)demand->resident_bytes);
-    return bytes < step_least ? step_least : least(bytes, step_most);
+static uint64_t share_of(double share, uint64_t bytes) { return psi_to_whole(share * (double)bytes); }
+
+static uint64_t comfort_bytes(const psi_control *control, const psi_demand *demand, const psi_decision *decision) {
+    const psi_control_options *o = &control->options;
+    double above = (decision->index - o->high) / (1 - o->high); /* the index is above, so high is below 1 */
+    return share_of(o->trim_min + above * (o->trim_max - o->trim_min), demand->resident_bytes);
 }
 
-/* Stall and faults are measured over a second; they can show nothing of a younger trim. */
-static bool waits_for_effect(const psi_control *control, const psi_reading *reading) {
-    return control->trimmed_before && reading->at_us - control->last_trim_us < STALL_EFFECT_US;
-}
-
-/* What should be outstanding in all: the steps bound a whole cycle, from the asking to the giving,
- * however many readings fall into it. */
-static uint64_t outstanding_bytes(const psi_control *control, const psi_reading *reading, const psi_demand *demand,
-                                  const psi_decision *decision) {
-    double high = control->options.high;
-    bool by_headroom = decision->index_headroom > high || decision->index_forecast > high;
-    if (decision->urgent)
-        return needed_bytes(control, reading);
-    if (by_headroom)
-        return in_steps(control, demand, needed_bytes(control, reading));
-    return waits_for_effect(control, reading) ? 0 : in_steps(control, demand, 0);
-}
-
-static void decide_trim(psi_control *control, const psi_reading *reading, const psi_demand *demand,
-                        psi_decision *decision) {
-    decision->refuse = true;
-    decision->urgent = is_urgent(control, reading);
-    uint64_t bytes = least(outstanding_bytes(control, reading, demand, decision), demand->evictable_bytes);
+/* `bytes` in all should be on their way. */
+static void trim(psi_control *control, const psi_reading *reading, const psi_demand *demand, uint64_t bytes,
+                 psi_decision *decision) {
+    bytes = psi_least(bytes, demand->evictable_bytes);
     if (bytes <= demand->pending_bytes)
         return;
     decision->trim_bytes = bytes - demand->pending_bytes;
-    control->trimmed_before = true;
-    control->last_trim_us = reading->at_us;
+    psi_regrow_trimmed(control, reading);
+    if (control->options.mode == PSI_MODE_AUTO)
+        psi_guard_asked(control, reading, demand, decision);
+    psi_control_note_trim(control, reading->at_us);
 }
 
-/* ---- Index below the lower limit: how much to take again --------------------------------------- */
-
-/* What keeps the headroom index below the lower limit afterwards: no regrowing into the next trim. */
-static uint64_t room_to_restore(const psi_control *control, const psi_reading *reading) {
-    if (!has(reading, PSI_HAVE_HEADROOM))
-        return UINT64_MAX;
-    double keep = PSI_INDEX_ANCHOR * (double)reserve_bytes(control, reading) / control->options.low;
-    return to_bytes((double)reading->headroom_bytes - keep - 1);
+static void trim_for_comfort(psi_control *control, const psi_reading *reading, const psi_demand *demand,
+                             psi_decision *decision) {
+    bool young = control->trimmed_before && psi_since(reading->at_us, control->last_trim_us) < PSI_GUARD_EFFECT_US;
+    if (young || control->action.open || demand->evictable_bytes == 0) /* the effect of the last is not known yet */
+        return;
+    uint64_t bytes = comfort_bytes(control, demand, decision);
+    if (control->options.mode == PSI_MODE_AUTO) {
+        uint64_t least_bytes = share_of(control->options.trim_min, demand->resident_bytes);
+        bytes = psi_guard_allow(control, reading, demand, least_bytes, bytes);
+        decision->guarded = bytes == 0;
+    }
+    trim(control, reading, demand, bytes, decision);
 }
 
-static void decide_restore(psi_control *control, const psi_reading *reading, const psi_demand *demand,
-                           psi_decision *decision) {
-    if (control->trimmed_before && reading->at_us - control->last_trim_us < control->options.dwell_us)
-        return;
-    if (control->restored_before && reading->at_us - control->last_restore_us < RESTORE_EVERY_US)
-        return;
-    uint64_t step = to_bytes(RESTORE_SHARE * ((double)demand->resident_bytes + (double)demand->returnable_bytes));
-    decision->restore_bytes = least(least(step, demand->returnable_bytes), room_to_restore(control, reading));
-    if (decision->restore_bytes == 0)
-        return;
-    control->restored_before = true;
-    control->last_restore_us = reading->at_us;
+/* Stall that would have called, were memory scarce or the stall ours. */
+static bool is_pressure_elsewhere(const psi_control *control, const psi_reading *reading) {
+    return control->options.mode == PSI_MODE_AUTO &&
+           psi_index_stall_anywhere(&control->mapping, normal_share(control), reading) > control->options.high;
 }
 
-/* ---- When to look again ------------------------------------------------------------------------ */
+/* Nothing known is no reason to take memory. */
+static bool knows_pressure(const psi_control *control, const psi_reading *reading) {
+    static const uint32_t sources[] = {[PSI_MODE_AUTO] = PSI_HAVE_HEADROOM | PSI_HAVE_STALL,
+                                       [PSI_MODE_PSI] = PSI_HAVE_STALL,
+                                       [PSI_MODE_AVG10] = PSI_HAVE_AVG10};
+    return (reading->have & sources[control->options.mode]) != 0;
+}
 
-/* Not later than memory could be used up at the worst likely rate, as earlyoom does. */
-static uint64_t sleep_us(const psi_reading *reading, const psi_decision *decision) {
-    double rate = WORST_BYTES_PER_S;
-    if (!has(reading, PSI_HAVE_HEADROOM))
-        return !has(reading, PSI_HAVE_STALL) ? SLEEP_BLIND_US : decision->refuse ? SLEEP_ABOVE_US : SLEEP_STALL_US;
-    if (has(reading, PSI_HAVE_FILL) && 4.0 * (double)reading->fill_bytes_per_s > rate)
-        rate = 4.0 * (double)reading->fill_bytes_per_s;
-    uint64_t us = to_bytes((double)reading->headroom_bytes * 1e6 / rate);
-    us = least(us, decision->refuse ? SLEEP_ABOVE_US : SLEEP_MOST_US);
-    return us < SLEEP_LEAST_US ? SLEEP_LEAST_US : us;
+static void act(psi_control *control, const psi_reading *reading, const psi_demand *demand, psi_decision *decision) {
+    decision->band = band_of(control, reading, decision);
+    decision->refuse = decision->index > control->options.high;
+    if (decision->band == PSI_BAND_SAFETY) {
+        decision->urgent = is_urgent(control, reading, demand);
+        trim(control, reading, demand, safety_bytes(control, reading, demand), decision);
+    } else if (decision->band == PSI_BAND_COMFORT) {
+        trim_for_comfort(control, reading, demand, decision);
+    } else {
+        decision->guarded = is_pressure_elsewhere(control, reading);
+        if (decision->index < control->options.low && knows_pressure(control, reading))
+            decision->restore_bytes = psi_regrow_step(control, reading, demand);
+    }
+}
+
+/* ---- A decision ------------------------------------------------------------------------------- */
+
+/* Stall that is seen now is what this machine always does. */
+static bool is_calm(const psi_control *control, const psi_reading *reading, const psi_demand *demand,
+                    const psi_decision *decision) {
+    bool trimmed = control->trimmed_before && psi_since(reading->at_us, control->last_trim_us) < CALM_US;
+    bool restored = control->restored_before && psi_since(reading->at_us, control->last_restore_us) < CALM_US;
+    return !trimmed && !restored && demand->pending_bytes == 0 && decision->index < control->options.low &&
+           psi_has(reading, PSI_HAVE_HEADROOM) && psi_index_scarcity(reading) <= 0;
 }
 
 void psi_control_decide(psi_control *control, const psi_reading *reading, const psi_demand *demand,
                         psi_decision *decision) {
-    *decision = (psi_decision){.index = 0};
-    map_index(control, reading, decision);
-    if (decision->index > control->options.high)
-        decide_trim(control, reading, demand, decision);
-    else if (decision->index < control->options.low && (reading->have & (PSI_HAVE_HEADROOM | PSI_HAVE_STALL)) != 0)
-        decide_restore(control, reading, demand, decision);
-    decision->sleep_us = sleep_us(reading, decision);
+    memset(decision, 0, sizeof(*decision));
+    keep_times_sane(control, reading->at_us);
+    psi_tuning_map(control->options.tune ? &control->tuning : NULL, reading->limit_bytes,
+                   control->options.reserve_bytes, &control->mapping);
+    psi_index_map(&control->options, &control->mapping, normal_share(control), reading, demand, decision);
+    decision->effect = psi_guard_judge(control, reading, demand);
+    decision->ceiling_bytes = psi_regrow_ceiling(control, reading);
+    act(control, reading, demand, decision);
+    decision->ceiling_bytes = psi_regrow_ceiling(control, reading);
+    decision->clean =
+        decision->index_headroom > CLEAN_ABOVE && demand->unwritten_bytes > 0 && decision->band != PSI_BAND_SAFETY;
+    psi_look_plan(control, reading, demand, decision);
+    if (control->options.tune)
+        psi_tuning_see(&control->tuning, reading, is_calm(control, reading, demand, decision));
+    control->seen_us = reading->at_us;
 }

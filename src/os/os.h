@@ -4,6 +4,7 @@
 #define PSI_OS_H
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -31,13 +32,69 @@ uint64_t psi_os_half_memory_bytes(void);
 /* Starts a thread that receives no signal of the host's. 0 or a negative errno. */
 int psi_os_thread_start(pthread_t *thread, void *(*run)(void *), void *argument);
 
-/* Waits on a condition made with psi_os_condition_init, at most that long. */
-void psi_os_condition_init(pthread_cond_t *condition);
-void psi_os_condition_wait(pthread_cond_t *condition, pthread_mutex_t *mutex, uint64_t timeout_us);
+/* Names the calling thread, for ps and top; at most 15 characters. */
+void psi_os_name_thread(const char *name);
+
 void psi_os_pause_us(uint64_t pause_us);
+
+/* One descriptor to wait for: POLLPRI (a trigger) or POLLIN. */
+typedef struct psi_os_watch {
+    int descriptor;
+    bool urgent; /* wait for POLLPRI rather than POLLIN */
+    bool ready;  /* out: it happened */
+    bool gone;   /* out: POLLERR, POLLHUP or POLLNVAL */
+} psi_os_watch;
+
+/* A bell that one thread sleeps at and any other may ring. 0 or a negative errno; a bell that could not be opened is
+ * {-1, -1}, rings for nobody, and can still be slept at. A ring before the sleep ends the sleep; rings do not add up.
+ */
+typedef struct psi_os_bell {
+    int descriptor[2];
+} psi_os_bell;
+int psi_os_bell_open(psi_os_bell *bell);
+void psi_os_bell_close(psi_os_bell *bell);
+void psi_os_bell_ring(psi_os_bell *bell);
+
+/* Sleeps until the bell rings, a watch is ready or gone, or the time is over. Returns how many watches are ready or
+ * gone. At most PSI_OS_WATCHES. What is gone stays so: whoever does not leave it out the next time does not sleep. */
+#define PSI_OS_WATCHES 8
+size_t psi_os_wait(psi_os_bell *bell, psi_os_watch *watches, size_t count, uint64_t timeout_us);
+
+/* ---- Pressure triggers ------------------------------------------------------------------------- */
+
+/* Opens `path` for reading and writing, without blocking, and writes bytes[0, count) in one write. A descriptor, or a
+ * negative errno; a FIFO or a socket is opened (connected) as what it is. Nothing is written when count is 0. */
+int psi_os_open_trigger(const char *path, const char *bytes, size_t count);
+/* Reads away what waits on a FIFO or socket, so that it can be waited for again. Bytes read, or a negative errno;
+ * -EPIPE when nothing is left and the other side has closed. */
+ssize_t psi_os_drain(int descriptor);
+
+typedef enum psi_os_kind { PSI_OS_FILE, PSI_OS_FIFO, PSI_OS_SOCKET, PSI_OS_OTHER } psi_os_kind;
+typedef struct psi_os_identity {
+    psi_os_kind kind;
+    uint64_t device, inode; /* two paths with the same pair are the same file */
+} psi_os_identity;
+/* What `path` leads to. 0 or a negative errno. */
+int psi_os_identify(const char *path, psi_os_identity *identity);
+
+/* ---- Small files and directories ----------------------------------------------------------------- */
+
+/* Calls visit for each directory in `path`, in the file system's order, until it says false. Allocates nothing. 0 or a
+ * negative errno. */
+int psi_os_list_directories(const char *path, bool (*visit)(void *user, const char *name), void *user);
 
 /* Reads a small file whole, adds a NUL; at most capacity - 1 bytes. Bytes read or a negative errno. */
 ssize_t psi_os_read_small(const char *path, char *buffer, size_t capacity);
+
+/* Reads a file of any length by line, at most `most` bytes of it, through buffer[capacity]. Each line goes to take()
+ * without its newline, ended by a NUL, to be changed at will; false from it ends the reading. Lines that do not fit
+ * into the buffer are left out. 0, or a negative errno: -EFBIG when there was more. */
+int psi_os_read_lines(const char *path, char *buffer, size_t capacity, size_t most,
+                      bool (*take)(void *user, char *line), void *user);
+
+/* Puts `bytes` in place of whatever the file `path` holds, whole or not at all (a file beside it, renamed; mode 0600).
+ * 0 or a negative errno. */
+int psi_os_replace_file(const char *path, const char *bytes, size_t count);
 
 /* An unlinked file of mode 0600 in `directory`, that no other process can open by name, close-on-exec. A
  * descriptor or a negative errno. */

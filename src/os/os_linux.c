@@ -9,12 +9,18 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -72,23 +78,213 @@ int psi_os_thread_start(pthread_t *thread, void *(*run)(void *), void *argument)
     return -error;
 }
 
-void psi_os_condition_init(pthread_cond_t *condition) {
-    pthread_condattr_t attributes;
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(condition, &attributes);
-    pthread_condattr_destroy(&attributes);
-}
-
-void psi_os_condition_wait(pthread_cond_t *condition, pthread_mutex_t *mutex, uint64_t timeout_us) {
-    uint64_t until = psi_os_now_us() + timeout_us;
-    struct timespec at = {.tv_sec = (time_t)(until / 1000000u), .tv_nsec = (long)(until % 1000000u) * 1000};
-    (void)pthread_cond_timedwait(condition, mutex, &at);
-}
+void psi_os_name_thread(const char *name) { (void)pthread_setname_np(pthread_self(), name); }
 
 void psi_os_pause_us(uint64_t pause_us) {
     struct timespec pause = {.tv_sec = (time_t)(pause_us / 1000000u), .tv_nsec = (long)(pause_us % 1000000u) * 1000};
     (void)nanosleep(&pause, NULL);
+}
+
+/* ---- Bell and waiting ---------------------------------------------------------------------------- */
+
+int psi_os_bell_open(psi_os_bell *bell) {
+    int both = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (both >= 0) {
+        *bell = (psi_os_bell){{both, both}};
+        return 0;
+    }
+    if (pipe2(bell->descriptor, O_CLOEXEC | O_NONBLOCK) == 0) { /* a sandbox may know no eventfd */
+        return 0;
+    }
+    int error = errno;
+    *bell = (psi_os_bell){{-1, -1}};
+    return -error;
+}
+
+void psi_os_bell_close(psi_os_bell *bell) {
+    psi_os_close(bell->descriptor[0]);
+    if (bell->descriptor[1] != bell->descriptor[0]) {
+        psi_os_close(bell->descriptor[1]);
+    }
+    *bell = (psi_os_bell){{-1, -1}};
+}
+
+void psi_os_bell_ring(psi_os_bell *bell) {
+    const uint64_t one = 1; /* eight bytes are what an eventfd takes; to a pipe they are as good as any */
+    if (bell->descriptor[1] >= 0) {
+        (void)!write(bell->descriptor[1], &one, sizeof(one)); /* EAGAIN: it rings already */
+    }
+}
+
+static void silence(const psi_os_bell *bell) {
+    uint64_t rings[64];
+    while (read(bell->descriptor[0], rings, sizeof(rings)) == (ssize_t)sizeof(rings)) {
+    }
+}
+
+static int poll_us(struct pollfd *polled, size_t count, uint64_t timeout_us) {
+    struct timespec left = {.tv_sec = (time_t)(timeout_us / 1000000u), .tv_nsec = (long)(timeout_us % 1000000u) * 1000};
+    return ppoll(polled, count, &left, NULL);
+}
+
+#define A_DAY_US UINT64_C(86400000000)
+
+/* Polls until something happens or the time is over, whatever signals come. */
+static void poll_until(struct pollfd *polled, size_t count, uint64_t until_us) {
+    for (;;) {
+        uint64_t now_us = psi_os_now_us();
+        uint64_t left_us = until_us > now_us ? until_us - now_us : 0;
+        bool is_long = left_us > A_DAY_US; /* a time_t of 32 bits ends sooner than our time */
+        int happened = poll_us(polled, count, is_long ? A_DAY_US : left_us);
+        if ((happened < 0 && errno == EINTR) || (happened == 0 && is_long)) {
+            continue;
+        }
+        if (happened < 0) { /* ENOMEM, or EINVAL under a tiny RLIMIT_NOFILE: the caller counts on a sleep */
+            psi_os_pause_us(left_us);
+        }
+        /* A bell that was closed behind our back must not keep everybody awake. */
+        bool only_broken_bell = happened == 1 && polled[0].revents != 0 && (polled[0].revents & POLLIN) == 0;
+        if (!only_broken_bell) {
+            return;
+        }
+        polled[0].fd = -1;
+    }
+}
+
+size_t psi_os_wait(psi_os_bell *bell, psi_os_watch *watches, size_t count, uint64_t timeout_us) {
+    struct pollfd polled[1 + PSI_OS_WATCHES] = {{.fd = bell->descriptor[0], .events = POLLIN}}; /* -1 is skipped */
+    uint64_t now_us = psi_os_now_us();
+    count = count < PSI_OS_WATCHES ? count : PSI_OS_WATCHES;
+    for (size_t i = 0; i < count; i++) {
+        short events = watches[i].urgent ? POLLPRI : POLLIN;
+        polled[1 + i] = (struct pollfd){.fd = watches[i].descriptor, .events = events};
+    }
+    poll_until(polled, 1 + count, timeout_us < UINT64_MAX - now_us ? now_us + timeout_us : UINT64_MAX);
+    if ((polled[0].revents & POLLIN) != 0) {
+        silence(bell);
+    }
+    size_t happened = 0;
+    for (size_t i = 0; i < count; i++) {
+        watches[i].ready = (polled[1 + i].revents & (watches[i].urgent ? POLLPRI : POLLIN)) != 0;
+        watches[i].gone = (polled[1 + i].revents & (POLLERR | POLLHUP | POLLNVAL)) != 0;
+        happened += watches[i].ready || watches[i].gone;
+    }
+    return happened;
+}
+
+/* ---- Pressure triggers --------------------------------------------------------------------------- */
+
+static int connect_to(const char *path) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    size_t length = strlen(path);
+    if (length >= sizeof(address.sun_path)) {
+        return -ENAMETOOLONG;
+    }
+    memcpy(address.sun_path, path, length + 1);
+    int descriptor = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (descriptor < 0) {
+        return -errno;
+    }
+    if (connect(descriptor, (const struct sockaddr *)&address, sizeof(address)) != 0) {
+        int error = errno;
+        close(descriptor);
+        return -error;
+    }
+    return descriptor;
+}
+
+int psi_os_open_trigger(const char *path, const char *bytes, size_t count) {
+    /* The kernel's pressure files heed no offset. O_APPEND is for a path that is none of them: whatever file that is,
+     * it must not be overwritten. */
+    int descriptor = open(path, O_RDWR | O_NONBLOCK | O_APPEND | O_CLOEXEC | O_NOCTTY);
+    bool is_socket = descriptor < 0 && errno == ENXIO; /* what open says of a socket */
+    if (is_socket) {
+        descriptor = connect_to(path);
+    } else if (descriptor < 0) {
+        descriptor = -errno;
+    }
+    if (descriptor < 0 || count == 0) {
+        return descriptor;
+    }
+    /* Without MSG_NOSIGNAL a peer that closed ends the host process. A FIFO that we can read has a reader. */
+    ssize_t wrote = is_socket ? send(descriptor, bytes, count, MSG_NOSIGNAL) : write(descriptor, bytes, count);
+    if (wrote != (ssize_t)count) {
+        int error = wrote < 0 ? errno : EIO;
+        close(descriptor);
+        return -error;
+    }
+    return descriptor;
+}
+
+ssize_t psi_os_drain(int descriptor) {
+    enum { MOST_READS = 16 }; /* a writer without pause must not hold us */
+    char bytes[4096];
+    ssize_t sum = 0;
+    for (int i = 0; i < MOST_READS; i++) {
+        ssize_t got = read(descriptor, bytes, sizeof(bytes));
+        if (got <= 0) {
+            int error = got == 0 ? EPIPE : errno;
+            return sum > 0 || error == EAGAIN ? sum : -error;
+        }
+        sum += got;
+    }
+    return sum;
+}
+
+int psi_os_identify(const char *path, psi_os_identity *identity) {
+    struct stat status;
+    if (stat(path, &status) != 0) {
+        return -errno;
+    }
+    psi_os_kind kind = S_ISREG(status.st_mode)    ? PSI_OS_FILE
+                       : S_ISFIFO(status.st_mode) ? PSI_OS_FIFO
+                       : S_ISSOCK(status.st_mode) ? PSI_OS_SOCKET
+                                                  : PSI_OS_OTHER;
+    *identity = (psi_os_identity){kind, (uint64_t)status.st_dev, (uint64_t)status.st_ino};
+    return 0;
+}
+
+/* ---- Small files and directories ----------------------------------------------------------------- */
+
+/* What getdents64 writes (include/linux/dirent.h); opendir would allocate 32 KiB each time. */
+typedef struct directory_entry {
+    uint64_t inode;
+    int64_t offset;
+    unsigned short bytes;
+    unsigned char type;
+    char name[];
+} directory_entry;
+#define ENTRY_IS_DIRECTORY 4 /* DT_DIR */
+
+static bool visit_entries(const char *entries, long bytes, bool (*visit)(void *user, const char *name), void *user) {
+    const directory_entry *entry;
+    for (long at = 0; at < bytes; at += entry->bytes) {
+        entry = (const void *)(entries + at);
+        bool is_dots = strcmp(entry->name, ".") == 0 || strcmp(entry->name, "..") == 0;
+        if (entry->type == ENTRY_IS_DIRECTORY && !is_dots && !visit(user, entry->name)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+int psi_os_list_directories(const char *path, bool (*visit)(void *user, const char *name), void *user) {
+    _Alignas(directory_entry) char entries[8192];
+    struct stat status;
+    if (stat(path, &status) == 0 && status.st_nlink == 2) {
+        return 0; /* only "." and the parent's entry: no directory's ".." leads here. A leaf costs a quarter so */
+    }
+    int descriptor = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOCTTY);
+    if (descriptor < 0) {
+        return -errno;
+    }
+    long bytes;
+    do {
+        bytes = syscall(SYS_getdents64, descriptor, entries, sizeof(entries));
+    } while (bytes > 0 && visit_entries(entries, bytes, visit, user));
+    int error = bytes < 0 ? -errno : 0;
+    close(descriptor);
+    return error;
 }
 
 ssize_t psi_os_read_small(const char *path, char *buffer, size_t capacity) {
@@ -118,6 +314,70 @@ ssize_t psi_os_read_small(const char *path, char *buffer, size_t capacity) {
     close(descriptor);
     buffer[length] = '\0';
     return (ssize_t)length;
+}
+
+/* Hands on the whole lines of buffer[0, *length) and keeps the rest at its begin; `at_end`: the rest is a line too.
+ * False when take() has had enough. */
+static bool hand_lines(char *buffer, size_t *length, bool at_end, bool *skip, bool (*take)(void *user, char *line),
+                       void *user) {
+    size_t start = 0;
+    for (;;) {
+        char *end = memchr(buffer + start, '\n', *length - start);
+        if (end == NULL && (!at_end || start == *length)) {
+            break;
+        }
+        size_t next = end != NULL ? (size_t)(end - buffer) + 1 : *length;
+        buffer[end != NULL ? next - 1 : next] = '\0'; /* room for it: the buffer is never filled to its last byte */
+        if (!*skip && !take(user, buffer + start)) {
+            return false;
+        }
+        *skip = false;
+        start = next;
+    }
+    memmove(buffer, buffer + start, *length - start);
+    *length -= start;
+    return true;
+}
+
+static int read_lines(int descriptor, char *buffer, size_t capacity, size_t most, bool (*take)(void *user, char *line),
+                      void *user) {
+    size_t length = 0, total = 0;
+    bool skip = false; /* the line that is being read did not fit */
+    for (;;) {
+        ssize_t got = read(descriptor, buffer + length, capacity - 1 - length);
+        if (got < 0 && errno == EINTR) {
+            continue;
+        }
+        if (got < 0) {
+            return -errno;
+        }
+        length += (size_t)got;
+        total += (size_t)got;
+        if (!hand_lines(buffer, &length, got == 0, &skip, take, user) || got == 0) {
+            return 0;
+        }
+        if (total >= most) {
+            return -EFBIG;
+        }
+        if (length == capacity - 1) {
+            skip = true;
+            length = 0;
+        }
+    }
+}
+
+int psi_os_read_lines(const char *path, char *buffer, size_t capacity, size_t most,
+                      bool (*take)(void *user, char *line), void *user) {
+    if (capacity < 2) {
+        return -EINVAL;
+    }
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    if (descriptor < 0) {
+        return -errno;
+    }
+    int result = read_lines(descriptor, buffer, capacity, most, take, user);
+    close(descriptor);
+    return result;
 }
 
 /* For file systems without O_TMPFILE (overlayfs before Linux 6.1, NFS): a name for an instant. */
@@ -208,6 +468,29 @@ void psi_os_forget(int descriptor, uint64_t offset, uint64_t count) {
                               SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
         (void)posix_fadvise(descriptor, (off_t)offset, (off_t)count, POSIX_FADV_DONTNEED);
     }
+}
+
+int psi_os_replace_file(const char *path, const char *bytes, size_t count) {
+    char beside[PATH_MAX];
+    int length = snprintf(beside, sizeof(beside), "%s.XXXXXX", path);
+    if (length < 0 || (size_t)length >= sizeof(beside)) {
+        return -ENAMETOOLONG;
+    }
+    int descriptor = mkostemp(beside, O_CLOEXEC);
+    if (descriptor < 0) {
+        return -errno;
+    }
+    int error = psi_os_write_at(descriptor, bytes, count, 0);
+    if (close(descriptor) != 0 && error == 0) {
+        error = -errno;
+    }
+    if (error == 0 && rename(beside, path) != 0) {
+        error = -errno;
+    }
+    if (error != 0) {
+        (void)unlink(beside);
+    }
+    return error;
 }
 
 void psi_os_punch(int descriptor, uint64_t offset, uint64_t count) {

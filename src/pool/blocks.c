@@ -71,6 +71,7 @@ int psi_block_bring_back(psi_pool *pool, uint32_t block) {
     if (b->state != PSI_BLOCK_STORED) {
         return b->state == PSI_BLOCK_DROPPED ? -ENOENT : 0;
     }
+    uint64_t began_us = psi_os_now_us();
     int error = psi_store_read(pool->store, b->slot, pool->record);
     for (int i = 0; i < 2 && error != 0; i++) { /* a direct read may fail for want of memory, just then */
         error = psi_store_read(pool->store, b->slot, pool->record);
@@ -80,6 +81,8 @@ int psi_block_bring_back(psi_pool *pool, uint32_t block) {
         psi_block_move(pool, block, PSI_BLOCK_DROPPED);
         return -EIO;
     }
+    pool->read_us += psi_os_now_us() - began_us;
+    pool->read_bytes += pool->record_bytes;
     psi_layout_scatter(pool, block, pool->record);
     psi_block_move(pool, block, PSI_BLOCK_RESIDENT); /* keeps its slot: it is clean, and goes again for free */
     pool->restored_bytes += psi_layout_block_bytes(pool, block);

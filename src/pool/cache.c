@@ -3,6 +3,7 @@
 #include "pool/cache.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -48,7 +49,7 @@ int psi_set_cache_limits(double high, double low) {
     for (psi_cache *cache = registry; cache != NULL; cache = cache->next) {
         pthread_mutex_lock(&cache->lock);
         psi_control_set_limits(&cache->control, high, low);
-        pthread_cond_signal(&cache->wake);
+        psi_os_bell_ring(&cache->bell);
         pthread_mutex_unlock(&cache->lock);
     }
     pthread_mutex_unlock(&registry_lock);
@@ -60,19 +61,41 @@ int psi_set_cache_limit(double high) { return psi_set_cache_limits(high, high * 
 /* ---- open, close ------------------------------------------------------------------------------- */
 
 /* Never silently inactive: what leads the controller is missed aloud, the rest on request. */
+void psi_cache_log_source(const psi_cache *cache, const psi_source *s) {
+    bool leads = strcmp(s->name, "psi.system.memory") == 0 || strcmp(s->name, "meminfo") == 0;
+    if (s->in_use) {
+        psi_log_line(&cache->settings.log, PSI_LOG_INFO, "source %s: %s", s->name, s->detail);
+    } else {
+        psi_log_line(&cache->settings.log, leads ? PSI_LOG_WARN : PSI_LOG_INFO, "source %s is missing: %s%s%s", s->name,
+                     s->detail, s->cure[0] != '\0' ? "; " : "", s->cure);
+    }
+}
+
 static void log_sources(const psi_cache *cache) {
     size_t count = 0;
     const psi_source *sources = psi_signal_sources(cache->signal, &count);
     for (size_t i = 0; i < count; i++) {
-        const psi_source *s = &sources[i];
-        bool leads = strcmp(s->name, "psi") == 0 || strcmp(s->name, "meminfo") == 0;
-        if (s->in_use) {
-            psi_log_line(&cache->settings.log, PSI_LOG_INFO, "source %s: %s", s->name, s->detail);
-        } else {
-            psi_log_line(&cache->settings.log, leads ? PSI_LOG_WARN : PSI_LOG_INFO, "source %s is missing: %s; %s",
-                         s->name, s->detail, s->cure);
-        }
+        psi_cache_log_source(cache, &sources[i]);
     }
+}
+
+static int open_senses(psi_cache *cache) {
+    psi_signal_options options = {.root = cache->settings.root};
+    cache->signal = psi_signal_open(&options);
+    if (cache->signal == NULL) {
+        return -ENOMEM;
+    }
+    /* Both are a help and no need: without them (memory is short) the watcher sleeps less long, and names nobody. */
+    cache->trigger = psi_trigger_open(cache->settings.root, psi_signal_group_v2(cache->signal));
+    cache->culprits = psi_culprits_open(cache->settings.root);
+    return psi_os_bell_open(&cache->bell);
+}
+
+static void close_senses(psi_cache *cache) {
+    psi_culprits_close(cache->culprits);
+    psi_trigger_close(cache->trigger);
+    psi_signal_close(cache->signal);
+    psi_os_bell_close(&cache->bell);
 }
 
 psi_cache *psi_cache_open(const psi_options *options) {
@@ -81,11 +104,12 @@ psi_cache *psi_cache_open(const psi_options *options) {
         return NULL;
     }
     int error = psi_settings_resolve(&cache->settings, options);
+    cache->bell = (psi_os_bell){{-1, -1}};
     if (error == 0) {
-        cache->signal = psi_signal_open(cache->settings.root, (psi_clock){0});
-        error = cache->signal == NULL ? -ENOMEM : 0;
+        error = open_senses(cache);
     }
     if (error != 0) {
+        close_senses(cache);
         free(cache);
         errno = -error;
         return NULL;
@@ -93,8 +117,8 @@ psi_cache *psi_cache_open(const psi_options *options) {
     cache->process_id = psi_os_process_id();
     cache->store_left_bytes = cache->settings.store_max_bytes;
     pthread_mutex_init(&cache->lock, NULL);
-    psi_os_condition_init(&cache->wake);
     psi_control_init(&cache->control, &cache->settings.control);
+    psi_tuning_file_load(cache);
     atomic_init(&cache->room_bytes, UINT64_MAX);
     log_sources(cache);
     (void)pthread_once(&fork_handlers, add_fork_handlers);
@@ -122,8 +146,10 @@ void psi_cache_close(psi_cache *cache) {
         *link = cache->next;
     }
     pthread_mutex_unlock(&registry_lock);
-    psi_signal_close(cache->signal);
-    pthread_cond_destroy(&cache->wake);
+    if (!psi_is_forked_child(cache)) {
+        psi_tuning_file_save(cache);
+    }
+    close_senses(cache);
     pthread_mutex_destroy(&cache->lock);
     free(cache);
 }
@@ -155,10 +181,11 @@ int psi_cache_open_store(psi_cache *cache, psi_pool *pool) {
     if (strcmp(cache->settings.store, "none") == 0) {
         return 0;
     }
-    uint64_t want = (uint64_t)pool->blocks * pool->record_bytes;
+    uint32_t slots = pool->blocks + 1; /* a block may be on its way twice: written ahead, and by its engine */
+    uint64_t want = (uint64_t)slots * pool->record_bytes;
     pthread_mutex_lock(&cache->lock);
     uint64_t may = want < cache->store_left_bytes ? want : cache->store_left_bytes;
-    int error = psi_store_open(&pool->store, "file", cache->settings.store_dir, may, pool->record_bytes, pool->blocks);
+    int error = psi_store_open(&pool->store, "file", cache->settings.store_dir, may, pool->record_bytes, slots);
     if (error == 0) {
         pool->store_granted_bytes = may;
         cache->store_left_bytes -= may;
@@ -245,28 +272,77 @@ static void add_pool_stats(psi_stats *s, psi_pool *pool) {
     s->trimmed_bytes += pool->trimmed_bytes;
     s->restored_bytes += pool->restored_bytes;
     s->store_errors += pool->store_errors;
+    s->written_bytes += pool->written_bytes;
+    s->clean_bytes += pool->clean_bytes;
     s->steps = pool->step > s->steps ? pool->step : s->steps;
     s->pools++;
     pthread_mutex_unlock(&pool->lock);
 }
 
+static double if_known(const psi_reading *reading, uint32_t what, double value) {
+    return (reading->have & what) != 0 ? value : -1;
+}
+
+static void copy_reading(psi_stats *s, const psi_reading *r) {
+    bool headroom = (r->have & PSI_HAVE_HEADROOM) != 0;
+    s->headroom_bytes = headroom ? r->headroom_bytes : UINT64_MAX;
+    s->limit_bytes = headroom ? r->limit_bytes : UINT64_MAX;
+    s->missing_bytes = headroom ? r->missing_bytes : 0;
+    s->fill_bytes_per_s = (r->have & PSI_HAVE_FILL) != 0 ? r->fill_bytes_per_s : 0;
+    s->stall_some_share = if_known(r, PSI_HAVE_STALL, r->stall_some_share);
+    s->avg10_share = if_known(r, PSI_HAVE_AVG10, r->avg10_share);
+    s->refaults_per_s = if_known(r, PSI_HAVE_REFAULTS, r->refaults_per_s);
+    s->major_faults_per_s = if_known(r, PSI_HAVE_FAULTS, r->major_faults_per_s);
+}
+
+static void copy_decision(psi_stats *s, const psi_decision *d) {
+    s->index = d->index;
+    s->index_stall = d->index_stall;
+    s->index_headroom = d->index_headroom;
+    s->index_forecast = d->index_forecast;
+    s->index_thrash = d->index_thrash;
+    s->band = (uint64_t)d->band;
+    s->guarded = d->guarded;
+    s->effect = (uint64_t)d->effect;
+    s->ceiling_bytes = d->ceiling_bytes;
+}
+
+static void copy_control(psi_stats *s, const psi_control *control) {
+    s->mode = (uint64_t)control->options.mode;
+    s->high = control->options.high;
+    s->low = control->options.low;
+    s->reserve_bytes = control->mapping.reserve_bytes;
+    s->reaction_us = control->mapping.reaction_us;
+    s->write_bytes_per_s = control->mapping.write_bytes_per_s;
+    s->stall_at_anchor = control->mapping.stall_at_anchor;
+    s->stall_normal_share = control->tuning.stall_normal_share;
+    s->fill_most_bytes_per_s = control->tuning.fill_most_bytes_per_s;
+}
+
+static void add_tally(psi_stats *s, const psi_tally *tally) {
+    s->readings += tally->readings;
+    s->safety_trims += tally->safety_trims;
+    s->comfort_trims += tally->comfort_trims;
+    s->guarded_trims += tally->guarded_trims;
+    s->trim_cycles += tally->trim_cycles;
+    s->regrow_cycles += tally->regrow_cycles;
+    s->reaction_last_us = tally->reaction_last_us;
+    s->reaction_most_us =
+        tally->reaction_most_us > s->reaction_most_us ? tally->reaction_most_us : s->reaction_most_us;
+}
+
 /* Adds one cache; the first, or the one under more pressure, gives index, limits and headroom. */
 static void add_cache_stats(psi_stats *s, psi_cache *cache, bool first) {
     pthread_mutex_lock(&cache->lock);
-    const psi_decision *d = &cache->decision;
-    const psi_reading *r = &cache->reading;
-    if (first || d->index > s->index) {
-        s->index = d->index;
-        s->index_stall = d->index_stall;
-        s->index_headroom = d->index_headroom;
-        s->index_forecast = d->index_forecast;
-        s->index_thrash = d->index_thrash;
-        s->high = cache->control.options.high;
-        s->low = cache->control.options.low;
-        s->headroom_bytes = (r->have & PSI_HAVE_HEADROOM) != 0 ? r->headroom_bytes : UINT64_MAX;
-        s->limit_bytes = (r->have & PSI_HAVE_HEADROOM) != 0 ? r->limit_bytes : UINT64_MAX;
-        s->fill_bytes_per_s = (r->have & PSI_HAVE_FILL) != 0 ? r->fill_bytes_per_s : 0;
+    if (first || cache->decision.index > s->index) {
+        copy_reading(s, &cache->reading);
+        copy_decision(s, &cache->decision);
+        copy_control(s, &cache->control);
+        (void)snprintf(s->grower, sizeof(s->grower), "%s", cache->culprit.has_grower ? cache->culprit.grower : "");
+        (void)snprintf(s->staller, sizeof(s->staller), "%s", cache->culprit.has_staller ? cache->culprit.staller : "");
     }
+    add_tally(s, &cache->tally);
+    s->trigger_events += cache->trigger_events;
     for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
         add_pool_stats(s, pool);
     }

@@ -2,22 +2,59 @@
 #ifndef PSI_CACHE_H
 #define PSI_CACHE_H
 
+#include "os/os.h"
 #include "pool/settings.h"
+#include "signal/culprit.h"
+#include "signal/trigger.h"
+
+/* What happened, for psi_stats; under the cache's lock. */
+typedef struct psi_tally {
+    uint64_t readings, safety_trims, comfort_trims, guarded_trims, trim_cycles, regrow_cycles;
+    uint64_t reaction_last_us, reaction_most_us;
+} psi_tally;
+
+/* Sums over the pools. */
+typedef struct psi_totals {
+    uint64_t trimmed_bytes, restored_bytes, returned_bytes, pending_bytes;
+    uint64_t written_bytes, write_us, read_bytes, read_us, given_at_us;
+} psi_totals;
+
+/* A trim on its way, from the last reading that showed no need to the pages returned. */
+typedef struct psi_ask {
+    bool open;
+    uint64_t since_us;          /* that reading */
+    uint64_t asked_us;          /* the decision */
+    uint64_t written_before_us; /* time spent in stores before it: no part of the reaction time */
+    uint64_t returned_before;
+} psi_ask;
 
 struct psi_cache {
     psi_cache *next;       /* in the process's registry */
     psi_settings settings; /* as opened */
     int64_t process_id;    /* that opened it; another one is a forked child */
-    psi_signal *signal;    /* the watcher's alone */
+    psi_signal *signal;    /* these five the watcher's alone */
+    psi_trigger *trigger;
+    psi_culprits *culprits;
+    uint64_t culprits_at_us, tuning_saved_us, fine_at_us; /* fine: the last reading without need */
+    size_t armed; /* triggers that wait now */
+    bool woken;   /* one of them woke the watcher */
+    psi_ask ask;
+    bool tuning_error_said;
     pthread_mutex_t lock;  /* guards all below but the atomics */
     psi_control control;
     psi_reading reading;
     psi_decision decision;
+    psi_culprit culprit;
+    psi_tally tally;
+    bool waits_to_return, guarded_before, ask_is_new, save_tuning;
+    psi_totals totals; /* after the last reading */
+    uint64_t trigger_events;
+    int direction;                            /* -1 the cache shrank last, 1 it grew */
     psi_pool *pools;
     uint64_t store_left_bytes;
     int64_t own_balance_bytes; /* restored less trimmed, as the signals were told */
     pthread_t watcher;
-    pthread_cond_t wake;
+    psi_os_bell bell; /* wakes the watcher */
     bool watching, stop;
     _Atomic bool refuses, pressed; /* above the high limit: and nothing left to give; at all */
     _Atomic uint64_t room_bytes;   /* may be filled again before the next reading */
@@ -26,6 +63,13 @@ struct psi_cache {
 /* watcher.c: the thread that senses, decides, and gives back what costs nothing. */
 void psi_watcher_start(psi_cache *cache);
 void psi_watcher_stop(psi_cache *cache);
+
+/* cache.c: says that a source is in use or missing. */
+void psi_cache_log_source(const psi_cache *cache, const psi_source *source);
+
+/* tuning_file.c: what was learned, read when the cache opens and saved while nothing presses. */
+void psi_tuning_file_load(psi_cache *cache);
+void psi_tuning_file_save(psi_cache *cache);
 
 /* The sum over all caches of the process. */
 void psi_registry_stats(psi_stats *stats);

@@ -14,9 +14,8 @@ static size_t round_up(size_t bytes, size_t to) { return (bytes + to - 1) / to *
 
 static void free_parts(psi_pool *pool) {
     psi_store_close(pool->store);
-    if (pool->record != NULL) {
-        psi_os_unreserve(pool->record, pool->record_bytes);
-    }
+    psi_os_unreserve(pool->record, pool->record_bytes);
+    psi_os_unreserve(pool->ahead, pool->record_bytes);
     psi_os_unreserve(pool->arena, pool->arena_bytes);
     free(pool->planes);
     free(pool->block);
@@ -101,7 +100,8 @@ static psi_pool *finish(psi_pool *pool, const psi_pool_options *options) {
     fill_blocks(pool);
     pool->record_bytes = round_up(pool->block_total_bytes, pool->page_bytes);
     pool->record = psi_os_reserve(pool->record_bytes);
-    if (pool->record == NULL) {
+    pool->ahead = psi_os_reserve(pool->record_bytes);
+    if (pool->record == NULL || pool->ahead == NULL) {
         free_parts(pool);
         errno = ENOMEM;
         return NULL;
@@ -110,6 +110,7 @@ static psi_pool *finish(psi_pool *pool, const psi_pool_options *options) {
     uint64_t set = options->floor_bytes != 0 ? options->floor_bytes : psi_cache_floor_bytes(pool->cache);
     pool->floor_bytes = set != 0 ? set : capacity / 32;
     memset(pool->record, 0, pool->record_bytes); /* committed now, and not in the first trim */
+    memset(pool->ahead, 0, pool->record_bytes);
     memset(pool->candidates, 0, pool->blocks * sizeof(*pool->candidates));
     open_store(pool);
     psi_cache_add_pool(pool->cache, pool);
@@ -362,13 +363,7 @@ static int restore_all(psi_pool *pool) {
     return moved;
 }
 
-static uint64_t most(uint64_t a, uint64_t b) { return a > b ? a : b; }
-
-static uint64_t asked_bytes(psi_pool *pool) {
-    uint64_t asked = atomic_exchange(&pool->want_trim_bytes, 0);
-    uint32_t permille = atomic_exchange(&pool->want_trim_permille, 0);
-    return most(asked, (uint64_t)pool->resident * pool->block_total_bytes / 1000 * permille);
-}
+static uint64_t lesser(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
 /* Under pressure a step pays for the blocks that it adds with as many others, at the floor too: the cache takes new
  * tokens in exchange for old ones, and its memory stays as it is. */
@@ -379,7 +374,32 @@ static uint64_t exchange(psi_pool *pool) {
         return 0;
     }
     uint64_t before = (uint64_t)pool->resident * pool->block_total_bytes - added;
-    return psi_trim(pool, added, PSI_TRIM_ALL, before < pool->floor_bytes ? before : pool->floor_bytes);
+    uint64_t floor_bytes = before < pool->floor_bytes ? before : pool->floor_bytes;
+    uint64_t given = psi_trim(pool, added, PSI_TRIM_CLEAN, floor_bytes);
+    return given < added ? given + psi_trim(pool, added - given, PSI_TRIM_ALL, floor_bytes) : given;
+}
+
+/* What a person asked for, now and whole. */
+static uint64_t trim_by_hand(psi_pool *pool) {
+    uint32_t permille = atomic_exchange(&pool->want_trim_permille, 0);
+    uint64_t bytes = (uint64_t)pool->resident * pool->block_total_bytes / 1000 * permille;
+    return bytes > 0 ? psi_trim(pool, bytes, PSI_TRIM_ALL, pool->floor_bytes) : 0;
+}
+
+/* What the watcher asked for: what the store has already. The rest waits for the watcher to write it, outside of any
+ * step, unless it cannot. */
+static uint64_t trim_as_asked(psi_pool *pool, uint64_t given) {
+    uint64_t asked = atomic_exchange(&pool->want_trim_bytes, 0);
+    if (asked <= given) {
+        return 0;
+    }
+    bool writes = atomic_load(&pool->may_write);
+    uint64_t now = psi_trim(pool, asked - given, writes ? PSI_TRIM_ALL : PSI_TRIM_CLEAN, pool->floor_bytes);
+    psi_trim_survey(pool);
+    if (!writes && now < asked - given && pool->unwritten_bytes > 0) {
+        (void)atomic_fetch_add(&pool->want_trim_bytes, lesser(asked - given - now, pool->unwritten_bytes));
+    }
+    return now;
 }
 
 int psi_pool_step(psi_pool *pool) {
@@ -392,16 +412,16 @@ int psi_pool_step(psi_pool *pool) {
     pool->in_step = true;
     pool->restores += psi_wake_wanted(pool) > 0;
     if (!psi_is_forked_child(pool->cache)) {
-        uint64_t trim = asked_bytes(pool), exchanged = exchange(pool);
+        uint64_t given = exchange(pool) + trim_by_hand(pool);
+        given += trim_as_asked(pool, given);
         uint64_t restore = atomic_exchange(&pool->want_restore_bytes, 0);
-        if (trim > exchanged) {
-            exchanged += psi_trim(pool, trim - exchanged, PSI_TRIM_ALL, pool->floor_bytes);
+        if (given > 0) {
+            pool->trims++;
         } else if (atomic_exchange(&pool->want_restore_all, false)) {
             (void)restore_all(pool);
         } else if (restore > 0) {
             (void)psi_regrow(pool, restore);
         }
-        pool->trims += exchanged > 0;
     }
     psi_trim_survey(pool);
     int moved = (int)(pool->moves - moves);

@@ -37,7 +37,8 @@ struct psi_pool {
     size_t block_total_bytes; /* of one block over all its planes */
     psi_block *block;
     psi_candidate *candidates; /* scratch, one a block */
-    unsigned char *record;     /* scratch: one block, page-aligned */
+    unsigned char *record;     /* scratch: one block, page-aligned; under the lock */
+    unsigned char *ahead;      /* the same for psi_clean_one, which writes it without the lock */
     size_t record_bytes;
     const psi_policy *policy;
     psi_store *store; /* NULL: could not be opened; as "none" */
@@ -62,16 +63,22 @@ struct psi_pool {
     _Atomic uint32_t want_trim_permille; /* by hand */
     _Atomic bool want_restore_all;       /* by hand */
     _Atomic bool refuses;
+    _Atomic bool may_write;   /* what the watcher asked for may be written to the store inside a step: it could not */
     _Atomic bool may_drop;    /* a full store: lose the block rather than the process */
     uint64_t evictable_bytes; /* could go without passing the floor, as last surveyed */
+    uint64_t unwritten_bytes; /* of those, what the store has not yet */
+    uint64_t clean_bytes;     /* resident, and in the store already */
+    uint64_t written_bytes, write_us, read_bytes, read_us; /* to and from the store, and how long that took */
+    uint64_t given_at_us;                                  /* when a trim last gave pages back */
     bool exchangeable;        /* some block could go for a new one to come, at the floor too */
     uint32_t fresh;           /* blocks that became RESIDENT from EMPTY since the last safe point */
 };
 
 /* What a trim may touch. */
 typedef enum psi_trim_scope {
-    PSI_TRIM_ASLEEP, /* blocks that the present step cannot read: any thread, at any time */
-    PSI_TRIM_ALL     /* those first, then the policy's choice of the rest: the engine's thread, at a safe point */
+    PSI_TRIM_ASLEEP, /* blocks that the present step cannot read and the store has: any thread, at any time */
+    PSI_TRIM_CLEAN,  /* and then the policy's choice of the rest, what the store has: the engine's thread, at a safe point */
+    PSI_TRIM_ALL     /* the same, what the store has not is written now */
 } psi_trim_scope;
 
 /* layout.c: where a block's bytes are. */
@@ -92,6 +99,14 @@ uint64_t psi_regrow(psi_pool *pool, uint64_t want_bytes);
 uint64_t psi_wake_wanted(psi_pool *pool);
 /* Counts anew what could go (evictable_bytes, exchangeable) and what waits to come back (hidden). */
 void psi_trim_survey(psi_pool *pool);
+/* The resident block that would go next and that the store has not yet; PSI_BLOCK_NONE when there is none. */
+uint32_t psi_trim_next_unwritten(const psi_pool *pool, psi_trim_scope scope);
+
+/* clean.c: writes the block that would go next to the store, so that giving it up costs no write. Watcher's thread, without
+ * the pool's lock, which is held for the copying only. Bytes written; 0 when there is nothing to write; a negative errno
+ * when the store cannot take it. */
+int64_t psi_clean_one(psi_pool *pool, psi_trim_scope scope);
+void psi_clean_say_error(psi_pool *pool, int error);
 
 /* pool.c: restored less returned to the system, at most 0. */
 int64_t psi_pool_own_balance_bytes(const psi_pool *pool);

@@ -62,6 +62,12 @@ static uint64_t or_bytes(const psi_log *log, uint64_t option, const char *name, 
     return option != 0 ? option : psi_settings_bytes(log, name, fallback);
 }
 
+/* 1 on, -1 off, 0: on unless PSI_CACHE_<name> is "off". */
+static bool is_on(int option, const char *name) {
+    const char *value = environment(name);
+    return option > 0 || (option == 0 && (value == NULL || strcmp(value, "off") != 0));
+}
+
 static void resolve_log(psi_settings *settings, const psi_options *o) {
     settings->log = (psi_log){.fn = o->log, .user = o->log_user, .level = PSI_LOG_WARN};
     const char *verbose = environment("VERBOSE");
@@ -80,8 +86,24 @@ static void resolve_control(psi_settings *settings, const psi_options *o) {
     c->trim_min = o->trim_min > 0 ? o->trim_min : share(log, "TRIM_MIN", 0.10);
     c->trim_max = o->trim_max > 0 ? o->trim_max : share(log, "TRIM_MAX", 0.20);
     c->dwell_us = or_bytes(log, o->dwell_us, "DWELL_US", 2000000);
-    c->horizon_us = or_bytes(log, o->horizon_us, "HORIZON_US", 500000);
+    c->horizon_us = or_bytes(log, o->horizon_us, "HORIZON_US", 0);
     c->reserve_bytes = or_bytes(log, o->reserve_bytes, "RESERVE_BYTES", 0);
+    c->guard_share = o->guard_share > 0 ? o->guard_share : share(log, "GUARD_SHARE", 0.5);
+    c->guard_period_us = or_bytes(log, o->guard_period_us, "GUARD_PERIOD_US", 60000000);
+    c->tune = is_on(o->tuning, "TUNING");
+}
+
+/* False for a name that is none. */
+static bool resolve_mode(psi_mode *mode, const char *name) {
+    static const char *const names[] = {
+        [PSI_MODE_AUTO] = "auto", [PSI_MODE_PSI] = "psi", [PSI_MODE_AVG10] = "avg10"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
+        if (strcmp(name, names[i]) == 0) {
+            *mode = (psi_mode)i;
+            return true;
+        }
+    }
+    return false;
 }
 
 static int check(const psi_settings *s) {
@@ -93,6 +115,10 @@ static int check(const psi_settings *s) {
     if (!(c->trim_min > 0 && c->trim_min <= c->trim_max && c->trim_max <= 1)) {
         psi_log_line(&s->log, PSI_LOG_ERROR, "trim_min %g, trim_max %g: choose 0 < trim_min <= trim_max <= 1",
                      c->trim_min, c->trim_max);
+        return -EINVAL;
+    }
+    if (!(c->guard_share > 0 && c->guard_share <= 1)) {
+        psi_log_line(&s->log, PSI_LOG_ERROR, "guard_share %g: choose 0 < guard_share <= 1", c->guard_share);
         return -EINVAL;
     }
     if (s->policy == NULL) {
@@ -124,10 +150,14 @@ int psi_settings_resolve(psi_settings *settings, const psi_options *options) {
     (void)snprintf(made.store, sizeof(made.store), "%s", text_of(o->store, "STORE", "file"));
     (void)snprintf(made.store_dir, sizeof(made.store_dir), "%s", text_of(o->store_dir, "STORE_DIR", "/var/tmp"));
     (void)snprintf(made.root, sizeof(made.root), "%s", text_of(o->root, "ROOT", ""));
-    const char *controller = environment("CONTROLLER");
-    made.controller =
-        o->controller > 0 || (o->controller == 0 && (controller == NULL || strcmp(controller, "off") != 0));
+    (void)snprintf(made.tuning_file, sizeof(made.tuning_file), "%s", text_of(o->tuning_file, "TUNING_FILE", ""));
+    made.controller = is_on(o->controller, "CONTROLLER");
     int error = check(&made);
+    const char *mode = text_of(o->mode, "MODE", "auto");
+    if (error == 0 && !resolve_mode(&made.control.mode, mode)) {
+        psi_log_line(&made.log, PSI_LOG_ERROR, "unknown mode \"%s\": choose auto, psi or avg10", mode);
+        error = -EINVAL;
+    }
     if (error == 0) {
         *settings = made;
     }

@@ -11,7 +11,7 @@ typedef struct psi_settings {
     psi_control_options control;
     uint64_t floor_bytes, store_max_bytes; /* 0: default */
     const psi_policy *policy;
-    char store[8], store_dir[256], root[256];
+    char store[8], store_dir[256], root[256], tuning_file[256]; /* "": none */
     bool controller;
     psi_log log;
 } psi_settings;

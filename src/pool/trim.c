@@ -57,47 +57,37 @@ static bool free_a_clean_copy(psi_pool *pool) {
     return false;
 }
 
-static void say_write_error(psi_pool *pool, int error) {
-    pool->store_errors++;
-    if (pool->store_error_said) {
-        return;
-    }
-    pool->store_error_said = true;
-    bool full = error == -ENOSPC || error == -EFBIG;
-    psi_log_line(psi_cache_log(pool->cache), PSI_LOG_WARN,
-                 "the store of pool %s %s (error %d): blocks stay in memory, and are dropped where that would end the "
-                 "process; %s",
-                 pool->name, full ? "is full" : "cannot be written", -error,
-                 full ? "give it room with PSI_CACHE_STORE_MAX_BYTES or another PSI_CACHE_STORE_DIR"
-                      : "check the disk below PSI_CACHE_STORE_DIR");
-}
-
 /* Makes sure that the store has the block's bytes. 0, or why it has not. */
 static int clean(psi_pool *pool, uint32_t block) {
     psi_block *b = &pool->block[block];
     if (b->slot != PSI_SLOT_NONE) {
         return 0;
     }
+    uint64_t began_us = psi_os_now_us();
     psi_layout_gather(pool, block, pool->record);
     int error = psi_store_write(pool->store, pool->record, &b->slot);
     if ((error == -ENOSPC || error == -EFBIG) && free_a_clean_copy(pool)) {
         error = psi_store_write(pool->store, pool->record, &b->slot);
     }
+    if (error == 0) {
+        pool->written_bytes += pool->record_bytes;
+        pool->write_us += psi_os_now_us() - began_us;
+    }
     return error;
 }
 
 /* Takes one block out of memory: to the store; to nowhere, when the user chose no store. False: it stays. */
-static bool evict(psi_pool *pool, uint32_t block, psi_trim_scope scope, bool asleep) {
+static bool evict(psi_pool *pool, uint32_t block, bool asleep) {
     psi_block *b = &pool->block[block];
     if (pool->store == NULL) {
         psi_block_move(pool, block, PSI_BLOCK_DROPPED);
     } else {
         int error = clean(pool, block);
         if (error != 0) {
-            say_write_error(pool, error);
+            psi_clean_say_error(pool, error);
         }
-        /* Only the engine's thread drops: its owner must know before the next step. */
-        if (error != 0 && (scope == PSI_TRIM_ASLEEP || !atomic_load(&pool->may_drop))) {
+        /* Here is the engine's thread (the others give up clean blocks only): its owner knows before the next step. */
+        if (error != 0 && !atomic_load(&pool->may_drop)) {
             return false;
         }
         psi_block_move(pool, block, error == 0 ? PSI_BLOCK_STORED : PSI_BLOCK_DROPPED);
@@ -112,16 +102,16 @@ static uint64_t resident_bytes(const psi_pool *pool) { return (uint64_t)pool->re
 static uint64_t take(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, bool asleep, uint64_t floor_bytes) {
     size_t count = collect(pool, scope, asleep);
     uint64_t given = 0;
-    bool store_failed = false;
+    bool only_clean = pool->store != NULL && scope != PSI_TRIM_ALL; /* writes none */
     while (count > 0 && given < want_bytes && resident_bytes(pool) > floor_bytes) {
         psi_candidate next = psi_policy_pop(pool->policy, pool->candidates, &count);
-        if (store_failed && pool->block[next.block].slot == PSI_SLOT_NONE) {
-            continue; /* what the store has already goes all the same */
+        if (only_clean && pool->block[next.block].slot == PSI_SLOT_NONE) {
+            continue;
         }
-        if (evict(pool, next.block, scope, asleep)) {
+        if (evict(pool, next.block, asleep)) {
             given += psi_layout_block_bytes(pool, next.block);
         } else {
-            store_failed = true;
+            only_clean = true; /* the store failed: what it has already goes all the same */
         }
     }
     return given;
@@ -130,31 +120,61 @@ static uint64_t take(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, 
 uint64_t psi_trim(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, uint64_t floor_bytes) {
     uint64_t given = 0;
     /* Without a store even a block asleep is lost to the sequence that wakes: not behind the engine's back. */
-    if (pool->store != NULL || scope == PSI_TRIM_ALL) {
+    if (pool->store != NULL || scope != PSI_TRIM_ASLEEP) {
         given = take(pool, want_bytes, scope, true, floor_bytes);
     }
-    if (given < want_bytes && scope == PSI_TRIM_ALL) {
+    if (given < want_bytes && scope != PSI_TRIM_ASLEEP) {
         given += take(pool, want_bytes - given, scope, false, floor_bytes);
     }
     if (given > 0) {
         pool->returned_bytes += psi_layout_give_back(pool);
         pool->trimmed_bytes += given;
+        pool->given_at_us = psi_os_now_us();
     }
     return given;
 }
 
-void psi_trim_survey(psi_pool *pool) {
-    uint64_t bytes = 0;
-    pool->hidden = 0;
+uint32_t psi_trim_next_unwritten(const psi_pool *pool, psi_trim_scope scope) {
+    uint32_t best = PSI_BLOCK_NONE;
+    bool best_asleep = false;
+    psi_candidate best_candidate = {0};
     for (uint32_t i = 0; i < pool->blocks; i++) {
         const psi_block *b = &pool->block[i];
-        if (b->state == PSI_BLOCK_RESIDENT && !b->pinned && (b->used < pool->step || !is_kept(pool, i))) {
-            bytes += pool->block_total_bytes;
+        bool asleep = is_asleep(pool, b, PSI_TRIM_ASLEEP);
+        if (b->slot != PSI_SLOT_NONE || !can_go(pool, b) || (!asleep && (scope == PSI_TRIM_ASLEEP || is_kept(pool, i)))) {
+            continue;
         }
+        psi_candidate candidate = candidate_of(pool, i);
+        if (best == PSI_BLOCK_NONE || (asleep && !best_asleep) ||
+            (asleep == best_asleep && pool->policy->goes_before(&candidate, &best_candidate))) {
+            best = i;
+            best_asleep = asleep;
+            best_candidate = candidate;
+        }
+    }
+    return best;
+}
+
+static uint64_t lesser(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+void psi_trim_survey(psi_pool *pool) {
+    uint64_t bytes = 0, unwritten = 0;
+    pool->hidden = 0;
+    pool->clean_bytes = 0;
+    for (uint32_t i = 0; i < pool->blocks; i++) {
+        const psi_block *b = &pool->block[i];
+        bool resident = b->state == PSI_BLOCK_RESIDENT;
+        bool clean = b->slot != PSI_SLOT_NONE || pool->store == NULL;
+        if (resident && !b->pinned && (b->used < pool->step || !is_kept(pool, i))) {
+            bytes += pool->block_total_bytes;
+            unwritten += clean ? 0 : pool->block_total_bytes;
+        }
+        pool->clean_bytes += resident && b->slot != PSI_SLOT_NONE ? pool->block_total_bytes : 0;
         pool->hidden += b->state == PSI_BLOCK_STORED && b->hidden && b->used >= pool->step;
     }
     uint64_t above = resident_bytes(pool) > pool->floor_bytes ? resident_bytes(pool) - pool->floor_bytes : 0;
-    pool->evictable_bytes = bytes < above ? bytes : above;
+    pool->evictable_bytes = lesser(bytes, above);
+    pool->unwritten_bytes = lesser(unwritten, pool->evictable_bytes);
     pool->exchangeable = bytes > 0;
 }
 

@@ -1,106 +1,14 @@
-/* watcher.c - the one thread of a cache: reading -> decision -> bytes. It gives back at once what no step can read, and
- * leaves the rest as a request that the engine's thread takes at its safe point. */
+/* watcher.c - the one thread of a cache: sleep, reading, decision, bytes. It sleeps on triggers while every limit is far,
+ * and by its own clock when one is near. What is done about a decision is in give.c, what is kept of it in notes.c. */
+#include "pool/watcher.h"
+
 #include <stdlib.h>
 
-#include "os/os.h"
 #include "pool/board.h"
-#include "pool/cache.h"
 
-/* A trim holds the pool's lock, for which the engine may wait: so in portions. */
-#define PORTION_BYTES (UINT64_C(2) << 20)
-#define PORTION_PAUSE_US 100u
 #define REGROW_PERIOD_US 100000u
-
-static void measure_demand(psi_cache *cache, psi_demand *demand) {
-    *demand = (psi_demand){0};
-    for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
-        pthread_mutex_lock(&pool->lock);
-        psi_trim_survey(pool);
-        demand->resident_bytes += (uint64_t)pool->resident * pool->block_total_bytes;
-        demand->evictable_bytes += pool->evictable_bytes;
-        demand->returnable_bytes += (uint64_t)pool->hidden * pool->block_total_bytes;
-        demand->pending_bytes += atomic_load(&pool->want_trim_bytes);
-        pthread_mutex_unlock(&pool->lock);
-    }
-}
-
-/* Gives back blocks that the present step cannot read. Returns what is left to be given. */
-static uint64_t trim_asleep(psi_cache *cache, uint64_t want_bytes) {
-    for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
-        bool first = true;
-        while (want_bytes > 0) {
-            pthread_mutex_lock(&pool->lock);
-            uint64_t portion = want_bytes < PORTION_BYTES ? want_bytes : PORTION_BYTES;
-            uint64_t given = psi_trim(pool, portion, PSI_TRIM_ASLEEP, pool->floor_bytes);
-            pool->trims += first && given > 0;
-            first = false;
-            pthread_mutex_unlock(&pool->lock);
-            want_bytes = given < want_bytes ? want_bytes - given : 0;
-            if (given == 0) {
-                break;
-            }
-            psi_os_pause_us(PORTION_PAUSE_US);
-        }
-    }
-    return want_bytes;
-}
-
-static void survey_of(psi_pool *pool, uint64_t *evictable_bytes, uint64_t *hidden_bytes) {
-    pthread_mutex_lock(&pool->lock);
-    *evictable_bytes = pool->evictable_bytes;
-    *hidden_bytes = (uint64_t)pool->hidden * pool->block_total_bytes;
-    pthread_mutex_unlock(&pool->lock);
-}
-
-/* Asks each pool for its part of the rest. */
-static void ask_for_trim(psi_cache *cache, uint64_t want_bytes, uint64_t evictable_bytes) {
-    for (psi_pool *pool = cache->pools; pool != NULL && evictable_bytes > 0; pool = pool->next) {
-        uint64_t evictable = 0, hidden = 0;
-        survey_of(pool, &evictable, &hidden);
-        double part = (double)evictable / (double)evictable_bytes;
-        uint64_t bytes = (uint64_t)((double)want_bytes * (part < 1 ? part : 1));
-        (void)atomic_fetch_add(&pool->want_trim_bytes, bytes);
-    }
-}
-
-static void ask_for_restore(psi_cache *cache, uint64_t bytes) {
-    for (psi_pool *pool = cache->pools; pool != NULL && bytes > 0; pool = pool->next) {
-        uint64_t evictable = 0, hidden = 0;
-        survey_of(pool, &evictable, &hidden);
-        uint64_t part = hidden < bytes ? hidden : bytes;
-        if (part > 0) {
-            atomic_store(&pool->want_restore_bytes, part);
-            bytes -= part;
-        }
-    }
-}
-
-/* Takes back what the engine has not answered yet: an engine that fell idle may now be helped without it, and pressure
- * that went away needs no answer. */
-static uint64_t withdraw(psi_cache *cache) {
-    uint64_t bytes = 0;
-    for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
-        bytes += atomic_exchange(&pool->want_trim_bytes, 0);
-    }
-    return bytes;
-}
-
-static void act(psi_cache *cache, const psi_decision *decision, const psi_demand *demand) {
-    bool pressed = decision->index > cache->control.options.high;
-    atomic_store(&cache->pressed, pressed);
-    atomic_store(&cache->refuses, decision->refuse && demand->evictable_bytes == 0);
-    for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
-        pthread_mutex_lock(&pool->lock);
-        atomic_store(&pool->refuses, decision->refuse && !pool->exchangeable);
-        pthread_mutex_unlock(&pool->lock);
-        atomic_store(&pool->may_drop, decision->urgent);
-    }
-    uint64_t want = decision->trim_bytes + withdraw(cache);
-    if (pressed && want > 0) {
-        ask_for_trim(cache, trim_asleep(cache, want), demand->evictable_bytes);
-    }
-    ask_for_restore(cache, decision->restore_bytes);
-}
+#define UNARMED_PERIOD_US 100000u    /* stall is all that is known, and nothing would wake us: a tenth of its window */
+#define WRITE_AHEAD_PERIOD_US 50000u /* 5 ms of writing in each: far from busy */
 
 static void take_requests(psi_board *board) {
     uint32_t permille = atomic_exchange(&board->trim_permille, 0);
@@ -128,27 +36,6 @@ static void tell_own_moves(psi_cache *cache) {
     pthread_mutex_unlock(&cache->lock);
 }
 
-static uint64_t watch_once(psi_cache *cache) {
-    psi_reading reading;
-    psi_demand demand;
-    psi_decision decision;
-    tell_own_moves(cache);
-    psi_signal_read(cache->signal, &reading);
-    pthread_mutex_lock(&cache->lock);
-    measure_demand(cache, &demand);
-    psi_control_decide(&cache->control, &reading, &demand, &decision);
-    cache->reading = reading;
-    cache->decision = decision;
-    atomic_store(&cache->room_bytes, (reading.have & PSI_HAVE_HEADROOM) != 0 ? reading.headroom_bytes / 2 : UINT64_MAX);
-    if (cache->settings.controller) {
-        act(cache, &decision, &demand);
-    }
-    pthread_mutex_unlock(&cache->lock);
-    /* Far from every limit a reading is rare; what waits to come back should not wait for it. */
-    bool regrows = demand.returnable_bytes > 0 && decision.sleep_us > REGROW_PERIOD_US;
-    return regrows ? REGROW_PERIOD_US : decision.sleep_us;
-}
-
 static void publish(void) {
     psi_board *board = psi_board_own();
     psi_stats stats = {.size = sizeof(stats)};
@@ -157,18 +44,116 @@ static void publish(void) {
     psi_board_write_stats(board, &stats);
 }
 
+/* Sources that went missing or came back are said once each, when it happens. */
+static void say_changes(psi_cache *cache) {
+    size_t count = 0;
+    uint64_t changed = psi_signal_changes(cache->signal);
+    const psi_source *rows = changed != 0 ? psi_signal_sources(cache->signal, &count) : NULL;
+    for (size_t i = 0; i < count && i < 64; i++) {
+        if ((changed >> i & 1) != 0) {
+            psi_cache_log_source(cache, &rows[i]);
+        }
+    }
+}
+
+static void look(psi_cache *cache, psi_reading *reading) {
+    uint32_t depth = cache->decision.look != 0 ? cache->decision.look : PSI_LOOK_ALL;
+    if (cache->armed > 0 && !cache->woken) { /* reading would swallow the kernel's next event */
+        depth &= ~(uint32_t)PSI_LOOK_STALL;
+    } else if (cache->woken) {
+        depth = PSI_LOOK_ALL;
+    }
+    psi_signal_note_trigger(cache->signal, cache->trigger_events);
+    psi_signal_read(cache->signal, depth, reading);
+}
+
+static void decide_and_act(psi_cache *cache, const psi_reading *reading) {
+    psi_demand demand;
+    pthread_mutex_lock(&cache->lock);
+    psi_give_measure(cache, &demand);
+    cache->waits_to_return = demand.returnable_bytes > 0;
+    cache->reading = *reading;
+    psi_control_decide(&cache->control, reading, &demand, &cache->decision);
+    bool known = (reading->have & PSI_HAVE_HEADROOM) != 0;
+    atomic_store(&cache->room_bytes, known ? reading->headroom_bytes / 2 : UINT64_MAX);
+    if (cache->settings.controller) {
+        psi_notes_decided(cache, &demand);
+        psi_give(cache, &cache->decision, &demand);
+        if (cache->decision.clean) {
+            psi_give_write_ahead(cache);
+        }
+        psi_notes_given(cache);
+        psi_notes_say(cache, &demand);
+    }
+    pthread_mutex_unlock(&cache->lock);
+}
+
+static void watch_once(psi_cache *cache) {
+    psi_reading reading;
+    tell_own_moves(cache);
+    look(cache, &reading);
+    decide_and_act(cache, &reading);
+    say_changes(cache);
+    psi_notes_culprit(cache);
+    if (cache->save_tuning) {
+        cache->save_tuning = false;
+        psi_tuning_file_save(cache);
+    }
+}
+
+static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+/* Far from every limit a reading is rare; what waits to come back, or to be written, should not wait for it. */
+static uint64_t sleep_us(const psi_cache *cache) {
+    uint64_t us = cache->decision.sleep_us;
+    us = cache->waits_to_return ? least(us, REGROW_PERIOD_US) : us;
+    return cache->decision.clean && cache->settings.controller ? least(us, WRITE_AHEAD_PERIOD_US) : us;
+}
+
+static void sleep_until_needed(psi_cache *cache, uint64_t us) {
+    psi_os_watch watches[PSI_TRIGGERS];
+    size_t count = 0;
+    cache->armed = 0;
+    if (cache->trigger != NULL && cache->decision.arm) {
+        cache->armed = psi_trigger_arm(cache->trigger);
+    } else if (cache->trigger != NULL) {
+        psi_trigger_disarm(cache->trigger);
+    }
+    if (cache->trigger != NULL) {
+        count = psi_trigger_watches(cache->trigger, watches);
+    }
+    if (cache->armed == 0 && (cache->reading.have & PSI_HAVE_HEADROOM) == 0 &&
+        (cache->reading.have & PSI_HAVE_STALL) != 0) {
+        us = least(us, UNARMED_PERIOD_US);
+    }
+    size_t ready = psi_os_wait(&cache->bell, watches, count, us);
+    size_t events = ready > 0 ? psi_trigger_take(cache->trigger, watches, count) : 0;
+    cache->woken = events > 0;
+    if (events > 0) {
+        psi_trigger_disarm(cache->trigger);
+        pthread_mutex_lock(&cache->lock);
+        cache->trigger_events += events;
+        pthread_mutex_unlock(&cache->lock);
+    }
+}
+
 static void *watch(void *argument) {
     psi_cache *cache = argument;
     bool stop = false;
+    psi_os_name_thread("psi-watcher");
     while (!stop) {
-        uint64_t sleep_us = watch_once(cache);
+        watch_once(cache);
         publish();
         pthread_mutex_lock(&cache->lock);
-        if (!cache->stop) {
-            psi_os_condition_wait(&cache->wake, &cache->lock, sleep_us);
-        }
         stop = cache->stop;
+        uint64_t us = sleep_us(cache);
         pthread_mutex_unlock(&cache->lock);
+        if (!stop) {
+            sleep_until_needed(cache, us);
+        }
+    }
+    if (cache->trigger != NULL) {
+        psi_trigger_disarm(cache->trigger);
     }
     return NULL;
 }
@@ -190,7 +175,7 @@ void psi_watcher_stop(psi_cache *cache) {
     pthread_mutex_lock(&cache->lock);
     bool watching = cache->watching && !psi_is_forked_child(cache);
     cache->stop = true;
-    pthread_cond_signal(&cache->wake);
+    psi_os_bell_ring(&cache->bell);
     pthread_mutex_unlock(&cache->lock);
     if (watching) {
         (void)pthread_join(cache->watcher, NULL);

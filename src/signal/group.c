@@ -1,14 +1,15 @@
-/* group.c - finds the own cgroup: the path in /proc/self/cgroup, seen through the mount that shows
- * it. Called by signal.c when it opens. In a container the mount may show a part of the tree only, or
- * the path may be the host's: then the mount itself is the best there is. */
-#include "os/os.h"
+/* group.c - finds the process's cgroup: the path in its /proc/PID/cgroup, seen through the mount that shows
+ * it. Called by sources.c when it opens and every few seconds, on the watcher thread. In a container the mount may
+ * show a part of the tree only, or the path may be the host's: then the mount itself is the best there is. */
 #include "signal/sources.h"
+
+#include "os/os.h"
 
 #include <errno.h>
 #include <string.h>
 
-#define LINE_BYTES ((size_t)4096)
 #define LINE_FIELDS 24
+#define MOUNTS_MOST_BYTES ((size_t)4 << 20) /* mount tables of container hosts run to hundreds of lines */
 
 typedef struct mount_entry {
     const char *shown; /* the group that the mount shows */
@@ -16,7 +17,7 @@ typedef struct mount_entry {
     const char *type, *options;
 } mount_entry;
 
-/* ---- The path in /proc/self/cgroup: "hierarchy:controllers:path" ------------------------------ */
+/* ---- The path in /proc/PID/cgroup: "hierarchy:controllers:path" ------------------------------ */
 
 static bool is_wanted_line(const char *line, const char *path, psi_cgroup_version version) {
     if (version == PSI_CGROUP_V2)
@@ -131,42 +132,77 @@ static bool take_mount(psi_group *group, const char *root, const char *path, con
     return exact;
 }
 
-static void find_mount(psi_group *group, const char *root, const char *path, psi_cgroup_version version,
-                       const char *text, bool is_mountinfo) {
-    char line[LINE_BYTES];
+/* The mounts of our own namespace: it is through them that we read, also for another process. */
+typedef struct search {
+    psi_group *group;
+    const char *root, *path;
+    psi_cgroup_version version;
+    bool is_mountinfo;
+} search;
+
+static bool take_line(void *user, char *line) {
+    const search *look = user;
     mount_entry entry;
-    while (*text != '\0') {
-        size_t length = strcspn(text, "\n");
-        if (length < sizeof(line)) {
-            memcpy(line, text, length);
-            line[length] = '\0';
-            if (parse_mount(line, is_mountinfo, &entry) && is_wanted_mount(&entry, version) &&
-                take_mount(group, root, path, &entry))
-                return;
-        }
-        text += length + (text[length] == '\n');
-    }
+    return !(parse_mount(line, look->is_mountinfo, &entry) && is_wanted_mount(&entry, look->version) &&
+             take_mount(look->group, look->root, look->path, &entry));
+}
+
+static void find_mount(psi_sources *sources, search *look) {
+    char file[PSI_PATH_BYTES];
+    psi_source_path(sources, file, "/proc/self/mountinfo");
+    look->is_mountinfo = true;
+    int error = psi_os_read_lines(file, sources->text, PSI_TEXT_BYTES, MOUNTS_MOST_BYTES, take_line, look);
+    if (error == 0 || look->group->found)
+        return;
+    psi_source_path(sources, file, "/proc/self/mounts");
+    look->is_mountinfo = false;
+    (void)psi_os_read_lines(file, sources->text, PSI_TEXT_BYTES, MOUNTS_MOST_BYTES, take_line, look);
 }
 
 /* ---- Both together ---------------------------------------------------------------------------- */
 
-static bool read_below(const char *root, const char *tail, char *text, size_t capacity) {
-    char path[PSI_PATH_BYTES];
-    return psi_path_join(path, root, strlen(root), tail) && psi_os_read_small(path, text, capacity) >= 0;
-}
-
-void psi_group_find(psi_group *group, const char *root, psi_cgroup_version version, char *text, size_t capacity) {
-    char path[PSI_PATH_BYTES], events[PSI_PATH_BYTES];
-    *group = (psi_group){.found = false};
-    if (!read_below(root, "/proc/self/cgroup", text, capacity) || !find_path(text, version, path))
-        return;
-    if (read_below(root, "/proc/self/mountinfo", text, capacity))
-        find_mount(group, root, path, version, text, true);
-    else if (read_below(root, "/proc/self/mounts", text, capacity))
-        find_mount(group, root, path, version, text, false);
+static void find_group(psi_sources *sources, psi_cgroup_version version, const char *path) {
+    psi_group *group = &sources->group[version];
+    find_mount(sources, &(search){.group = group, .root = sources->root, .path = path, .version = version});
     /* The machine's root group is the only one without cgroup.events (kernel/cgroup/cgroup.c,
      * CFTYPE_NOT_ON_ROOT); the root of a container's namespace has it. */
-    if (group->found && strlen(group->dir) == group->mount_length)
-        group->is_root = !psi_path_join(events, group->dir, group->mount_length, "/cgroup.events") ||
-                         psi_os_read_small(events, text, capacity) < 0;
+    if (version == PSI_CGROUP_V2 && group->found && strlen(group->dir) == group->mount_length)
+        group->is_root = psi_source_read_in(sources, group->dir, group->mount_length, "/cgroup.events") != 0;
+}
+
+/* FNV-1a: enough to see that a text is another one. */
+static uint64_t hash(const char *text) {
+    uint64_t sum = UINT64_C(0xcbf29ce484222325);
+    for (; *text != '\0'; text++)
+        sum = (sum ^ (unsigned char)*text) * UINT64_C(0x100000001b3);
+    return sum;
+}
+
+static void find_groups(psi_sources *sources) {
+    char v1[PSI_PATH_BYTES] = "", v2[PSI_PATH_BYTES] = "";
+    bool has_v1 = find_path(sources->text, PSI_CGROUP_V1, v1);
+    bool has_v2 = find_path(sources->text, PSI_CGROUP_V2, v2);
+    memset(sources->group, 0, sizeof(sources->group));
+    if (has_v1)
+        find_group(sources, PSI_CGROUP_V1, v1);
+    if (has_v2)
+        find_group(sources, PSI_CGROUP_V2, v2);
+}
+
+bool psi_groups_follow(psi_sources *sources) {
+    char file[PSI_PATH_BYTES], tail[sizeof(sources->process) + 8];
+    size_t length = strlen(sources->process);
+    memcpy(tail, sources->process, length);
+    memcpy(tail + length, "/cgroup", sizeof("/cgroup"));
+    psi_source_path(sources, file, tail);
+    /* What cannot be read now changes nothing: a process that ends, or a /proc that is gone for a moment. */
+    if (psi_source_read(sources, file) != 0)
+        return false;
+    uint64_t membership = hash(sources->text);
+    if (sources->has_membership && membership == sources->membership)
+        return false;
+    sources->has_membership = true;
+    sources->membership = membership;
+    find_groups(sources);
+    return true;
 }

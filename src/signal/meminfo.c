@@ -1,8 +1,5 @@
-/* meminfo.c - what the machine may still take: MemAvailable less the own mapped files, which it
- * counts as available. Called by signal.c, on the watcher thread. */
+/* meminfo.c - what the machine may still take: /proc/meminfo, at every look. Called on the watcher thread. */
 #include "signal/sources.h"
-
-#include <string.h>
 
 bool psi_meminfo_parse(const char *text, uint64_t *total_bytes, uint64_t *available_bytes) {
     uint64_t total = 0, available = 0;
@@ -15,32 +12,36 @@ bool psi_meminfo_parse(const char *text, uint64_t *total_bytes, uint64_t *availa
     return true;
 }
 
-void psi_meminfo_open(psi_meminfo *meminfo, const char *root, char *text, psi_source *row) {
-    uint64_t total, available;
-    *row = (psi_source){"meminfo", false, "/proc/meminfo cannot be read", "mount /proc"};
-    if (!psi_path_join(meminfo->path, root, strlen(root), "/proc/meminfo"))
+void psi_meminfo_open(psi_sources *sources) { psi_source_path(sources, sources->meminfo_path, "/proc/meminfo"); }
+
+static void take_swap(const char *text, psi_sample *sample) {
+    uint64_t total = 0, unused = 0;
+    if (!psi_parse_field(text, "SwapTotal", 1024, &total) || !psi_parse_field(text, "SwapFree", 1024, &unused) ||
+        unused > total)
         return;
-    if (psi_read_text(meminfo->path, strlen(meminfo->path), "", text) != 0) {
-        meminfo->path[0] = '\0';
-    } else if (!psi_meminfo_parse(text, &total, &available)) {
-        meminfo->path[0] = '\0';
-        row->detail = "no sensible MemTotal and MemAvailable in /proc/meminfo";
-        row->cure = "Linux 3.14 or newer";
-    } else {
-        *row = (psi_source){"meminfo", true, meminfo->path, ""};
-    }
+    psi_sample_set(sample, PSI_RAW_SWAP_TOTAL_BYTES, total);
+    psi_sample_set(sample, PSI_RAW_SWAP_FREE_BYTES, unused);
 }
 
-void psi_meminfo_read(psi_meminfo *meminfo, uint64_t at_us, bool slow, uint64_t mapped_bytes, char *text) {
-    uint64_t total = 0, available = 0;
-    if (meminfo->path[0] == '\0')
-        return;
-    if (psi_read_text(meminfo->path, strlen(meminfo->path), "", text) != 0 ||
-        !psi_meminfo_parse(text, &total, &available)) {
-        psi_bound_lost(&meminfo->bound);
+void psi_meminfo_sample(psi_sources *sources, uint32_t look, psi_sample *sample) {
+    uint64_t total = 0, available = 0, unused = 0;
+    (void)look;
+    for (size_t raw = PSI_RAW_MEMORY_TOTAL_BYTES; raw <= PSI_RAW_SWAP_FREE_BYTES; raw++)
+        psi_sample_clear(sample, raw);
+    int error = psi_source_read(sources, sources->meminfo_path);
+    if (error != 0) {
+        psi_row_refused(sources, PSI_ROW_MEMINFO, error, "/proc/meminfo cannot be read", "mount /proc");
         return;
     }
-    if (slow)
-        meminfo->bound.cache_bytes = -(int64_t)mapped_bytes; /* below 2^62 by parsing */
-    psi_bound_update(&meminfo->bound, at_us, total, (int64_t)available, slow);
+    if (!psi_meminfo_parse(sources->text, &total, &available)) {
+        psi_row_miss(sources, PSI_ROW_MEMINFO, "no sensible MemTotal and MemAvailable in /proc/meminfo",
+                     "Linux 3.14 or newer");
+        return;
+    }
+    psi_sample_set(sample, PSI_RAW_MEMORY_TOTAL_BYTES, total);
+    psi_sample_set(sample, PSI_RAW_MEMORY_AVAILABLE_BYTES, available);
+    if (psi_parse_field(sources->text, "MemFree", 1024, &unused) && unused <= total)
+        psi_sample_set(sample, PSI_RAW_MEMORY_FREE_BYTES, unused);
+    take_swap(sources->text, sample);
+    psi_row_use(sources, PSI_ROW_MEMINFO, sources->meminfo_path);
 }

@@ -65,7 +65,7 @@ void psi_store_close(psi_store *store) {
     }
 }
 
-int psi_store_write(psi_store *store, const void *record, uint32_t *slot) {
+int psi_store_reserve(psi_store *store, uint32_t *slot) {
     if (store->descriptor < 0) {
         return -ENOTSUP;
     }
@@ -75,15 +75,32 @@ int psi_store_write(psi_store *store, const void *record, uint32_t *slot) {
     if (store->free_count == 0) {
         return -ENOSPC;
     }
-    uint32_t chosen = store->free_slots[store->free_count - 1];
-    uint64_t offset = (uint64_t)chosen * store->record_bytes;
+    *slot = store->free_slots[--store->free_count];
+    return 0;
+}
+
+int psi_store_put(psi_store *store, uint32_t slot, const void *record) {
+    uint64_t offset = (uint64_t)slot * store->record_bytes;
     int error = psi_os_write_at(store->descriptor, record, store->record_bytes, offset);
     if (error != 0) {
         return error;
     }
     psi_os_forget(store->descriptor, offset, store->record_bytes);
-    store->checksums[chosen] = psi_checksum(record, store->record_bytes);
-    store->free_count--;
+    store->checksums[slot] = psi_checksum(record, store->record_bytes);
+    return 0;
+}
+
+int psi_store_write(psi_store *store, const void *record, uint32_t *slot) {
+    uint32_t chosen = PSI_SLOT_NONE;
+    int error = psi_store_reserve(store, &chosen);
+    if (error != 0) {
+        return error;
+    }
+    error = psi_store_put(store, chosen, record);
+    if (error != 0) {
+        psi_store_free(store, chosen);
+        return error;
+    }
     *slot = chosen;
     return 0;
 }

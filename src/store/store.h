@@ -17,7 +17,13 @@ int psi_store_open(psi_store **store, const char *kind, const char *directory, u
                    uint32_t slots);
 void psi_store_close(psi_store *store);
 
-/* Writes a record from page-aligned memory and names its slot. -ENOSPC when the store or the disk is full,
+/* Sets a slot aside for psi_store_put. -ENOSPC, -ENOTSUP, -EPERM as psi_store_write. psi_store_free hands it back. */
+int psi_store_reserve(psi_store *store, uint32_t *slot);
+
+/* Writes a record to a reserved slot. The one call that needs no lock: while it runs, others may use other slots. */
+int psi_store_put(psi_store *store, uint32_t slot, const void *record);
+
+/* Both in one. Writes a record from page-aligned memory and names its slot. -ENOSPC when the store or the disk is full,
  * -ENOTSUP for kind "none", else the system's error; nothing is used then. */
 int psi_store_write(psi_store *store, const void *record, uint32_t *slot);
 

@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "signal/signal.h"
+#include "signal/trigger.h"
 #include "tool/tool.h"
 
 #define GIB (UINT64_C(1) << 30)
@@ -31,12 +32,12 @@ typedef enum health { GOOD, NOTE, LIMIT, BROKEN } health;
 
 typedef struct row {
     health health;
-    const char *name;
+    char name[24];
     char detail[256];
     char cure[256];
 } row;
 
-enum { MOST_ROWS = 64 };
+enum { MOST_ROWS = 96 };
 static row the_rows[MOST_ROWS];
 static size_t the_row_count;
 static psi_reading the_reading;
@@ -48,7 +49,7 @@ __attribute__((format(printf, 4, 5))) static void add(health how, const char *na
     row *r = &the_rows[the_row_count++];
     va_list arguments;
     r->health = how;
-    r->name = name;
+    snprintf(r->name, sizeof r->name, "%s", name);
     va_start(arguments, format);
     vsnprintf(r->detail, sizeof r->detail, format, arguments);
     va_end(arguments);
@@ -123,34 +124,47 @@ static void look_at_memlock(void) {
 
 /* ---- Signals ---------------------------------------------------------------------------------- */
 
-static void try_trigger(const char *path) {
-    static const char trigger[] = "some 150000 2000000"; /* 2 s: what an unprivileged user may ask for */
-    int file = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
-    int error = file < 0 ? errno : write(file, trigger, sizeof trigger) < 0 ? errno : 0; /* with its NUL */
-    if (file >= 0)
-        close(file);
-    if (error == 0)
-        add(GOOD, "psi trigger", "", "may be set on %s", path);
-    else
-        add(NOTE, "psi trigger",
-            error == EACCES || error == EROFS || error == EPERM
-                ? "a writable cgroup (systemd: Delegate=yes; containers: --cgroupns=private with a writable cgroupfs)"
-                : "Linux 6.5 or newer",
-            "cannot be set on %s (%s): psi-cache samples instead", path, strerror(error));
+/* What the index can do without, or what is seldom there: a cgroup of one's own, io pressure, zram. A machine where
+ * neither PSI nor memory amounts can be read is another matter. */
+static health health_of(const psi_source *source, bool has_psi) {
+    static const char *const leading[] = {"meminfo", "vmstat", "faults"};
+    if (source->in_use || !source->cure[0])
+        return GOOD;
+    if (strncmp(source->name, "psi.", 4) == 0 && strstr(source->name, ".memory"))
+        return has_psi ? NOTE : LIMIT;
+    for (size_t i = 0; i < sizeof leading / sizeof *leading; i++)
+        if (strcmp(source->name, leading[i]) == 0)
+            return LIMIT;
+    return NOTE;
 }
 
-/* A missing cgroup leaves the system's memory as the limit: that is no fault. */
-static health health_of(const psi_source *source) {
-    if (source->in_use)
-        return GOOD;
-    return strncmp(source->name, "cgroup", 6) == 0 || strcmp(source->name, "mappings") == 0 ? NOTE : LIMIT;
+static void add_sources(const psi_source *sources, size_t count) {
+    bool has_psi = false;
+    for (size_t i = 0; i < count; i++)
+        has_psi = has_psi || (sources[i].in_use && strstr(sources[i].name, ".memory"));
+    for (size_t i = 0; i < count; i++)
+        if (strcmp(sources[i].name, "swap") != 0) /* look_at_swap says what it means */
+            add(health_of(&sources[i], has_psi), sources[i].name, sources[i].in_use ? "" : sources[i].cure, "%s",
+                sources[i].detail);
+}
+
+/* Armed for a moment: only the kernel can say whether it takes a trigger. */
+static void look_at_triggers(const char *root, const char *group_v2) {
+    size_t count = 0;
+    psi_trigger *trigger = psi_trigger_open(root, group_v2);
+    if (!trigger)
+        return;
+    psi_trigger_arm(trigger);
+    const psi_source *sources = psi_trigger_sources(trigger, &count);
+    add_sources(sources, count);
+    psi_trigger_close(trigger);
 }
 
 static void look_at_readings(psi_signal *signal) {
     char headroom[TOOL_BYTES_TEXT], limit[TOOL_BYTES_TEXT];
-    psi_signal_read(signal, &the_reading);
-    nanosleep(&(struct timespec){.tv_nsec = 100 * 1000000L}, NULL);
-    psi_signal_read(signal, &the_reading);
+    psi_signal_read(signal, PSI_LOOK_ALL, &the_reading);
+    nanosleep(&(struct timespec){.tv_nsec = 120 * 1000000L}, NULL);
+    psi_signal_read(signal, PSI_LOOK_ALL, &the_reading);
     if (!(the_reading.have & PSI_HAVE_HEADROOM))
         add(BROKEN, "headroom", "make /proc/meminfo, or the cgroup's memory files, readable",
             "not known: without it no spike can be seen coming");
@@ -164,20 +178,16 @@ static void look_at_readings(psi_signal *signal) {
 
 static void look_at_signals(void) {
     const char *root = getenv("PSI_CACHE_ROOT");
-    psi_signal *signal = psi_signal_open(root ? root : "", (psi_clock){NULL, NULL});
+    psi_signal *signal = psi_signal_open(&(psi_signal_options){.root = root});
     size_t count = 0;
     if (!signal) {
         add(BROKEN, "signals", "free some memory", "out of memory");
         return;
     }
-    const psi_source *sources = psi_signal_sources(signal, &count);
-    for (size_t i = 0; i < count; i++)
-        add(health_of(&sources[i]), sources[i].name, sources[i].in_use ? "" : sources[i].cure, "%s", sources[i].detail);
-    for (size_t i = 0; i < count; i++)
-        if (strcmp(sources[i].name, "psi") == 0 && sources[i].in_use && sources[i].detail[0] == '/')
-            try_trigger(sources[i].detail);
     look_at_readings(signal);
-    /* The rows' strings were the signal's, names included; those are constants in signal.c. */
+    const psi_source *sources = psi_signal_sources(signal, &count);
+    add_sources(sources, count);
+    look_at_triggers(root, psi_signal_group_v2(signal));
     psi_signal_close(signal);
 }
 
@@ -359,10 +369,10 @@ static void show(void) {
     static const tool_colour colours[] = {TOOL_GREEN, TOOL_PLAIN, TOOL_YELLOW, TOOL_RED};
     for (size_t i = 0; i < the_row_count; i++) {
         const row *r = &the_rows[i];
-        printf("%s%-8s%s %-12s ", tool_colour_on(colours[r->health]), the_words[r->health], tool_colour_off(), r->name);
+        printf("%s%-8s%s %-18s ", tool_colour_on(colours[r->health]), the_words[r->health], tool_colour_off(), r->name);
         tool_plain(stdout, r->detail);
         if (r->cure[0] && r->health != GOOD)
-            printf("\n%21s  %scure:%s %s", "", tool_colour_on(TOOL_DIM), tool_colour_off(), r->cure);
+            printf("\n%27s  %scure:%s %s", "", tool_colour_on(TOOL_DIM), tool_colour_off(), r->cure);
         printf("\n");
     }
     printf("\n%s%s%s\n", tool_colour_on(TOOL_BOLD), the_verdicts[verdict()], tool_colour_off());

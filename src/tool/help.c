@@ -13,6 +13,9 @@ static const char the_overview[] =
     "       psi-cache trim PID|all [SHARE]          give a share of the cache back now\n"
     "       psi-cache restore PID|all               bring back what was stored\n"
     "       psi-cache doctor [FILE...]              what this machine offers, what is missing, and the cure\n"
+    "       psi-cache watch [PID]                   all signals and the pressure index, live\n"
+    "       psi-cache record [PID] [-o FILE]        all signals into a trace; also: record -- COMMAND...\n"
+    "       psi-cache replay TRACE                  what the controller decides on a trace\n"
     "       psi-cache help SUBCOMMAND | --version\n"
     "\n"
     "examples:\n"
@@ -39,13 +42,16 @@ static const char the_run[] =
     "  --floor SIZE        never trim a cache below this (default 1/32 of its capacity)\n"
     "  --reserve SIZE      memory to keep free (default 1/16 of the limit, 16M to 256M)\n"
     "  --block-cells N     tokens a block (default: chosen from the page size)\n"
+    "  --mode NAME         auto (default); psi (stall alone), avg10 (the kernel's average): for comparison\n"
+    "  --tuning on|off     off: nothing is learned of this device\n"
+    "  --tuning-file FILE  what was learned is kept there from one start to the next\n"
     "  --controller on|off off: pages are committed as they are written, nothing is trimmed by itself\n"
     "  -v, --verbose       say what is done (twice: with every detail)\n"
     "  -q, --quiet         say errors only\n"
     "\n"
     "SIZE is in bytes, or with K, M or G. Each option is an environment variable too: PSI_CACHE_HIGH, _LOW,\n"
     "_POLICY, _STORE, _STORE_DIR, _STORE_MAX_BYTES, _FLOOR_BYTES, _RESERVE_BYTES, _BLOCK_CELLS, _CONTROLLER,\n"
-    "_VERBOSE (0 errors to 3 debug). PSI_CACHE_LIB_DIR: where the library is.\n";
+    "_MODE, _TUNING, _TUNING_FILE, _VERBOSE (0 errors to 3 debug). PSI_CACHE_LIB_DIR: where the library is.\n";
 
 static const char the_doctor[] =
     "usage: psi-cache doctor [--json] [FILE...]\n"
@@ -78,10 +84,60 @@ static const char the_restore[] =
     "came of it. Under pressure it is given back again: the controller goes on.\n"
     "Exit status: 0 taken, 1 not taken in time or no such process, 2 wrong use.\n";
 
+static const char the_watch[] =
+    "usage: psi-cache watch [PID] [--json] [--interval MS] [--count N]\n"
+    "\n"
+    "Shows all signals and the pressure index, as a process started here or process PID sees them: its cgroup, its\n"
+    "faults, its mapped files. On a terminal a screen, through a pipe a line each time, with --json an object a line:\n"
+    "the index and its parts, the reading, and all raw values (null or left out: not known), and what is missing.\n"
+    "The limits are those of PSI_CACHE_HIGH and _LOW, or the default. Nothing is trimmed. Ctrl-C ends it.\n"
+    "\n"
+    "  --interval MS  between two looks, 10 or more (default 500 on a terminal, else 1000)\n"
+    "  --count N      end after so many\n"
+    "\n"
+    "Exit status: 0 something was shown, 1 no such process or nowhere to write, 2 wrong use.\n";
+
+static const char the_record[] =
+    "usage: psi-cache record [PID] [-o FILE] [--seconds S] [--interval MS]\n"
+    "       psi-cache record [-o FILE] [--seconds S] [--interval MS] -- COMMAND [ARGUMENT...]\n"
+    "\n"
+    "Writes a trace, text, of all raw signals as process PID sees them, to its end or for S seconds; replay reads it.\n"
+    "With COMMAND: starts it, records to its end and exits with its status; its standard output goes to standard\n"
+    "error where the trace is on standard output. Each sample is written at once: a recorder that is killed leaves\n"
+    "a trace that can be read. The trace names cgroup paths and the command, no arguments and no contents.\n"
+    "\n"
+    "  -o, --output FILE  where to (default -, standard output); a file that is there is written over\n"
+    "  --seconds S        no longer than this\n"
+    "  --interval MS      between two samples (default: as the controller asks, 2 when a limit is near, to 100)\n"
+    "\n"
+    "Exit status: 0 recorded, 1 no such process or FILE cannot be written, 2 wrong use; with COMMAND its own, or\n"
+    "128 and the signal that ended it, 125: psi-cache could not do its part, 126 and 127 as for run.\n";
+
+static const char the_replay[] =
+    "usage: psi-cache replay TRACE [options]\n"
+    "\n"
+    "Runs the controller over a trace (-: standard input) with the trace's clock and prints what it decides: the\n"
+    "index and its parts, the band, bytes to trim and to restore, and a summary. The same trace and options give\n"
+    "the same output. The cache is simulated: all of it written to the store, trims done after the reaction time, "
+    "restores at\n"
+    "once. The machine is as it was recorded: what the simulated cache gives back does not relieve it, so after the\n"
+    "first trim the controller sees less effect than it would have had.\n"
+    "\n"
+    "  --mode NAME        auto (default), psi (stall alone) or avg10 (the kernel's average)\n"
+    "  --high, --low X    limits of the index (default 0.7, and 3/7 of high)\n"
+    "  --cache-bytes SIZE the cache, full at the beginning (default 256M)\n"
+    "  --evictable SHARE  how much of it may go (default 1); 1/32 of the cache always stays\n"
+    "  --reaction-us N    from asking to pages returned (default 20000)\n"
+    "  --no-tuning        the mapping's starting values: nothing is learned from the trace\n"
+    "  --json             an object a line, the summary last\n"
+    "\n"
+    "Exit status: 0 replayed, 1 TRACE cannot be read or is none, 2 wrong use.\n";
+
 static const struct {
     const char *name, *text;
 } the_texts[] = {
-    {"run", the_run}, {"doctor", the_doctor}, {"status", the_status}, {"trim", the_trim}, {"restore", the_restore},
+    {"run", the_run},         {"doctor", the_doctor}, {"status", the_status}, {"trim", the_trim},
+    {"restore", the_restore}, {"watch", the_watch},   {"record", the_record}, {"replay", the_replay},
 };
 
 bool tool_help(FILE *out, const char *subcommand) {

@@ -8,7 +8,8 @@ static const struct {
     const char *name;
     int (*run)(int argc, char **argv);
 } the_subcommands[] = {
-    {"run", tool_run}, {"doctor", tool_doctor}, {"status", tool_status}, {"trim", tool_trim}, {"restore", tool_restore},
+    {"run", tool_run},         {"doctor", tool_doctor}, {"status", tool_status}, {"trim", tool_trim},
+    {"restore", tool_restore}, {"watch", tool_watch},   {"record", tool_record}, {"replay", tool_replay},
 };
 
 static int help(const char *subcommand) {

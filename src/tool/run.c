@@ -17,7 +17,7 @@
 
 /* ---- Options: each becomes PSI_CACHE_<NAME>, as the library reads it ---------------------------- */
 
-typedef enum option_kind { SHARE, BYTES, COUNT, CHOICE, DIRECTORY } option_kind;
+typedef enum option_kind { SHARE, BYTES, COUNT, CHOICE, DIRECTORY, NEW_FILE } option_kind;
 
 typedef struct run_option {
     const char *flag, *variable;
@@ -36,6 +36,9 @@ static const run_option the_options[] = {
     {"reserve", "PSI_CACHE_RESERVE_BYTES", BYTES, NULL},
     {"block-cells", "PSI_CACHE_BLOCK_CELLS", COUNT, NULL},
     {"controller", "PSI_CACHE_CONTROLLER", CHOICE, "on|off"},
+    {"mode", "PSI_CACHE_MODE", CHOICE, "auto|psi|avg10"},
+    {"tuning", "PSI_CACHE_TUNING", CHOICE, "on|off"},
+    {"tuning-file", "PSI_CACHE_TUNING_FILE", NEW_FILE, NULL},
 };
 enum { OPTIONS = sizeof the_options / sizeof *the_options };
 
@@ -70,6 +73,20 @@ static int set_directory(const run_option *option, const char *value) {
     return set(option->variable, whole);
 }
 
+/* A file that need not be there yet, in a directory that must. */
+static int set_new_file(const run_option *option, const char *value) {
+    char directory[PATH_MAX], whole[PATH_MAX], path[PATH_MAX];
+    const char *slash = strrchr(value, '/'), *name = slash ? slash + 1 : value;
+    int length = slash ? (int)(slash - value) + 1 : 1;
+    snprintf(directory, sizeof directory, "%.*s", length, slash ? value : ".");
+    if (!*name || !realpath(directory, whole))
+        return tool_usage_error("run", "--%s %s: %s; make the directory first, or name a file", option->flag, value,
+                                *name ? strerror(errno) : "is a directory");
+    if ((size_t)snprintf(path, sizeof path, "%s/%s", whole, name) >= sizeof path)
+        return tool_usage_error("run", "--%s %s: the path is too long", option->flag, value);
+    return set(option->variable, path);
+}
+
 static int set_option(const run_option *option, const char *value) {
     double share;
     uint64_t number = 0;
@@ -94,6 +111,8 @@ static int set_option(const run_option *option, const char *value) {
         return set(option->variable, value);
     case DIRECTORY:
         return set_directory(option, value);
+    case NEW_FILE:
+        return set_new_file(option, value);
     }
     snprintf(text, sizeof text, "%llu", (unsigned long long)number);
     return set(option->variable, text);

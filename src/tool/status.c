@@ -37,7 +37,7 @@ static bool look(int64_t pid, view *seen) {
 
 /* ---- For people ------------------------------------------------------------------------------- */
 
-static void label(const char *name) { printf("  %s%-9s%s ", tool_colour_on(TOOL_DIM), name, tool_colour_off()); }
+static void label(const char *name) { printf("  %s%-10s%s ", tool_colour_on(TOOL_DIM), name, tool_colour_off()); }
 
 static void show_index(const psi_stats *s) {
     tool_colour colour = s->index > s->high ? TOOL_RED : s->index >= s->low ? TOOL_YELLOW : TOOL_GREEN;
@@ -59,6 +59,60 @@ static void show_headroom(const psi_stats *s) {
     if (s->fill_bytes_per_s != 0)
         printf(", %s by %s/s", s->fill_bytes_per_s > 0 ? "shrinking" : "growing",
                tool_bytes(a, (uint64_t)llabs(s->fill_bytes_per_s)));
+    printf("\n");
+}
+
+static const char *word_of(const char *const *words, size_t count, uint64_t number) {
+    return number < count ? words[number] : "?";
+}
+
+static const char *const the_modes[] = {"auto", "psi", "avg10"};
+static const char *const the_bands[] = {"none", "comfort", "safety"};
+static const char *const the_effects[] = {"none", "waits", "good", "eaten", "futile"};
+
+static const char *mode_of(const psi_stats *s) { return word_of(the_modes, 3, s->mode); }
+static const char *band_of(const psi_stats *s) { return word_of(the_bands, 3, s->band); }
+static const char *effect_of(const psi_stats *s) { return word_of(the_effects, 5, s->effect); }
+
+static void show_control(const psi_stats *s) {
+    char a[TOOL_BYTES_TEXT];
+    label("control");
+    printf("mode %s, band %s", mode_of(s), band_of(s));
+    if (s->effect > 1)
+        printf(", last trim: %s", effect_of(s));
+    if (s->guarded)
+        printf(", guarded: a trim for stall is withheld");
+    if (s->missing_bytes > 0)
+        printf(", %s of mapped files missing", tool_bytes(a, s->missing_bytes));
+    if (s->ceiling_bytes != UINT64_MAX)
+        printf(", regrows to %s", tool_bytes(a, s->ceiling_bytes));
+    printf("\n");
+    label("counts");
+    printf("%" PRIu64 " safety, %" PRIu64 " comfort, %" PRIu64 " withheld; reaction %.1f ms (worst %.1f ms)\n",
+           s->safety_trims, s->comfort_trims, s->guarded_trims, (double)s->reaction_last_us / 1e3,
+           (double)s->reaction_most_us / 1e3);
+}
+
+static void show_tuning(const psi_stats *s) {
+    char a[TOOL_BYTES_TEXT], b[TOOL_BYTES_TEXT], c[TOOL_BYTES_TEXT];
+    label("tuning");
+    printf("reserve %s, reaction %.0f ms, store %s/s, stall anchor %.0f %% (normal %.1f %%), highest fill %s/s\n",
+           tool_bytes(a, s->reserve_bytes), (double)s->reaction_us / 1e3, tool_bytes(b, (uint64_t)s->write_bytes_per_s),
+           s->stall_at_anchor * 100, s->stall_normal_share * 100, tool_bytes(c, (uint64_t)s->fill_most_bytes_per_s));
+}
+
+static void show_culprit(const psi_stats *s) {
+    if (!s->grower[0] && !s->staller[0])
+        return;
+    label("pressed by");
+    if (s->grower[0]) {
+        printf("growing most: ");
+        tool_plain(stdout, s->grower);
+    }
+    if (s->staller[0]) {
+        printf("%sstalling most: ", s->grower[0] ? "  " : "");
+        tool_plain(stdout, s->staller);
+    }
     printf("\n");
 }
 
@@ -93,7 +147,10 @@ static void show(const view *seen) {
     }
     show_index(&seen->stats);
     show_headroom(&seen->stats);
+    show_control(&seen->stats);
+    show_tuning(&seen->stats);
     show_cache(&seen->stats);
+    show_culprit(&seen->stats);
 }
 
 /* ---- For programs ------------------------------------------------------------------------------- */
@@ -106,6 +163,20 @@ static void json_bytes(const char *name, uint64_t value) {
         printf("%" PRIu64, value);
 }
 
+static void json_known(const char *name, double value) {
+    if (value < 0)
+        printf(",\"%s\":null", name);
+    else
+        printf(",\"%s\":%.6g", name, value);
+}
+
+static void json_text(const char *text) {
+    if (text[0])
+        tool_json_string(stdout, text);
+    else
+        printf("null");
+}
+
 static void json_stats(const psi_stats *s) {
     const struct {
         const char *name;
@@ -116,7 +187,11 @@ static void json_stats(const psi_stats *s) {
                   {"index_forecast", s->index_forecast},
                   {"index_thrash", s->index_thrash},
                   {"high", s->high},
-                  {"low", s->low}};
+                  {"low", s->low},
+                  {"write_bytes_per_s", s->write_bytes_per_s},
+                  {"stall_normal_share", s->stall_normal_share},
+                  {"stall_at_anchor", s->stall_at_anchor},
+                  {"fill_most_bytes_per_s", s->fill_most_bytes_per_s}};
     const struct {
         const char *name;
         uint64_t value;
@@ -133,12 +208,36 @@ static void json_stats(const psi_stats *s) {
                   {"restored_bytes", s->restored_bytes},
                   {"store_errors", s->store_errors},
                   {"steps", s->steps},
-                  {"pools", s->pools}};
+                  {"pools", s->pools},
+                  {"missing_bytes", s->missing_bytes},
+                  {"ceiling_bytes", s->ceiling_bytes},
+                  {"safety_trims", s->safety_trims},
+                  {"comfort_trims", s->comfort_trims},
+                  {"guarded_trims", s->guarded_trims},
+                  {"trim_cycles", s->trim_cycles},
+                  {"regrow_cycles", s->regrow_cycles},
+                  {"reaction_last_us", s->reaction_last_us},
+                  {"reaction_most_us", s->reaction_most_us},
+                  {"written_bytes", s->written_bytes},
+                  {"clean_bytes", s->clean_bytes},
+                  {"readings", s->readings},
+                  {"trigger_events", s->trigger_events},
+                  {"reserve_bytes", s->reserve_bytes},
+                  {"reaction_us", s->reaction_us}};
     for (size_t i = 0; i < sizeof shares / sizeof *shares; i++)
         printf(",\"%s\":%.6g", shares[i].name, shares[i].value);
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
         json_bytes(counts[i].name, counts[i].value);
     printf(",\"fill_bytes_per_s\":%" PRId64, s->fill_bytes_per_s);
+    json_known("stall_some_share", s->stall_some_share);
+    json_known("avg10_share", s->avg10_share);
+    json_known("refaults_per_s", s->refaults_per_s);
+    json_known("major_faults_per_s", s->major_faults_per_s);
+    printf(",\"mode\":\"%s\",\"band\":\"%s\",\"effect\":\"%s\",\"guarded\":%s,\"grower\":", mode_of(s), band_of(s),
+           effect_of(s), s->guarded ? "true" : "false");
+    json_text(s->grower);
+    printf(",\"staller\":");
+    json_text(s->staller);
 }
 
 /* `managed` false: the numbers are left out, not zero. */

@@ -8,12 +8,12 @@
 #include <stdint.h>
 #include <stdio.h>
 
-/* As env(1) and timeout(1) have it: 125 and up are said of `run` itself, all below is the command's. */
+/* As env(1) and timeout(1) have it: 125 and up are said of `run` (`record`) itself, all below is the command's. */
 enum {
     TOOL_OK = 0,
     TOOL_NOTHING = 1,      /* nothing to show, or nothing came of it */
     TOOL_USAGE = 2,        /* wrong use: an unknown option, a value out of range */
-    TOOL_RUN_FAILED = 125, /* run: psi-cache itself could not do its part */
+    TOOL_RUN_FAILED = 125, /* run, record -- COMMAND: psi-cache itself could not do its part */
     TOOL_NOT_EXECUTABLE = 126,
     TOOL_NOT_FOUND = 127
 };
@@ -24,6 +24,9 @@ int tool_doctor(int argc, char **argv);
 int tool_status(int argc, char **argv);
 int tool_trim(int argc, char **argv);
 int tool_restore(int argc, char **argv);
+int tool_watch(int argc, char **argv);
+int tool_record(int argc, char **argv);
+int tool_replay(int argc, char **argv);
 
 /* help.c: NULL for the overview; false when there is no such subcommand. */
 bool tool_help(FILE *out, const char *subcommand);

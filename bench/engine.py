@@ -1,0 +1,183 @@
+"""The benches' engine: llama.cpp with a full cache, decoding without an end, one JSON line a step.
+
+Run by rig.py as a child process, inside a memory group. It loads its cache from a saved state rather than
+reading a prompt, so that it stands with a full cache after a second or two. Each line is one write(2), so a
+SIGKILL loses nothing that had happened before it. On standard input it takes the lines pause, resume, reload
+(the cache is filled from the state again), stop.
+"""
+import argparse
+import ctypes
+import os
+import sys
+import threading
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "demo"))
+import generate  # noqa: E402
+
+FIRST_TOKEN = 108  # decoding goes on from here; what it says does not matter
+
+
+class Engine(generate.Engine):
+    """The demo's engine with the third way to have weights, and with a cache out of a file."""
+
+    def __init__(self, model, context_tokens, weights, threads, making_state=False):
+        self._weights, self._making_state = weights, making_state
+        super().__init__(model, context_tokens, flash_attention=True, lock_weights=weights == "locked",
+                         threads=threads)
+
+    def _context_params(self, *arguments):
+        params = super()._context_params(*arguments)
+        if self._making_state:
+            params.n_seq_max, params.kv_unified, params.n_outputs_max = 2, True, 2
+        return params
+
+    def _model_params(self, lock_weights):
+        params = super()._model_params(lock_weights)
+        if self._making_state:
+            # A state leaves out the cells behind a layer's sliding window. Here none is behind it, so that
+            # the saved state has what a prompt leaves in the cache: all layers of all tokens.
+            self._overrides = (self._api.llama_model_kv_override * 2)()
+            self._overrides[0].tag = self._api.LLAMA_KV_OVERRIDE_TYPE_INT
+            self._overrides[0].key = b"gemma3.attention.sliding_window"
+            self._overrides[0].value.val_i64 = 1 << 20
+            params.kv_overrides = self._overrides
+        if self._weights == "unreclaimable":  # read into private memory: no page of it can be taken back
+            if hasattr(params, "load_mode"):
+                params.load_mode = self._api.LLAMA_LOAD_MODE_NONE
+            else:
+                params.use_mmap, params.use_mlock = False, False
+        return params
+
+    def make_state(self, tokens, path):
+        """Fills sequence 0 with pieces that do not look at each other: minutes less than one long prompt, and
+        to memory the same. Each is read as sequence 1, at its place, and becomes a part of sequence 0."""
+        batch, memory = self._batch, self._api.llama_get_memory(self._context)
+        for begin in range(0, len(tokens), generate.BATCH_TOKENS):
+            part = tokens[begin:begin + generate.BATCH_TOKENS]
+            batch.n_tokens = len(part)
+            for i, token in enumerate(part):
+                batch.token[i], batch.pos[i], batch.logits[i] = token, begin + i, i == len(part) - 1
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 1
+            if self._api.llama_decode(self._context, batch) != 0:
+                raise RuntimeError("cannot fill the cache for " + path)
+            self._api.llama_memory_seq_cp(memory, 1, 0, -1, -1)
+            self._api.llama_memory_seq_rm(memory, 1, -1, -1)
+        self._save_state(path)
+
+    def _save_state(self, path):
+        saved = self._api.llama_state_seq_save_file(self._context, path.encode(), 0, (ctypes.c_int32 * 1)(), 0)
+        if not saved:
+            raise RuntimeError("cannot save the state to " + path)
+
+    def load_state(self, path, tokens):
+        count = ctypes.c_size_t(0)
+        loaded = self._api.llama_state_seq_load_file(self._context, path.encode(), 0, (ctypes.c_int32 * 1)(), 1,
+                                                     ctypes.byref(count))
+        if not loaded:
+            raise RuntimeError("cannot load the state " + path)
+        self.position = tokens
+
+    def forget_from(self, position):
+        memory = self._api.llama_get_memory(self._context)
+        if not self._api.llama_memory_seq_rm(memory, 0, position, -1):
+            raise RuntimeError("cannot take tokens back")
+        self.position = position
+
+
+class Orders:
+    """pause, resume, reload and stop, one a line, from standard input. Its end is a stop, too."""
+
+    def __init__(self):
+        self.stopped = threading.Event()
+        self.reload = threading.Event()
+        self.may_run = threading.Event()
+        self.may_run.set()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        for line in sys.stdin:
+            order = line.strip()
+            if order == "pause":
+                self.may_run.clear()
+            elif order == "resume":
+                self.may_run.set()
+            elif order == "reload":
+                self.reload.set()
+            elif order == "stop":
+                break
+        self.stopped.set()
+        self.may_run.set()
+
+
+def decode_forever(engine, options, events, orders):
+    """Decodes --span tokens behind the state, takes them back, and so on, until it is told to stop."""
+    begin_position = engine.position
+    token = FIRST_TOKEN
+    while not orders.stopped.is_set():
+        orders.may_run.wait()
+        if orders.reload.is_set():
+            orders.reload.clear()
+            engine.forget_from(0)
+            engine.load_state(options.state, options.state_tokens)
+            events("reloaded", rss_anon_bytes=generate.rss_anon_bytes())
+        if engine.position - begin_position >= options.span:
+            engine.forget_from(begin_position)
+        begin_s = time.monotonic()
+        generate.decode_or_wait(engine, [token], events)
+        token = engine.best_token()
+        events("step", ms=round((time.monotonic() - begin_s) * 1e3, 3))
+        if options.rest_ms:
+            time.sleep(options.rest_ms / 1e3)
+
+
+def report_stats(psi_cache, events, stop, interval_s):
+    while not stop.wait(interval_s):
+        try:
+            events("stats", stats=psi_cache.stats())
+        except Exception as error:  # a report must not end the run it reports on
+            events("stats_error", text=repr(error))
+            return
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mode", choices=("stock", "ours"), required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--weights", choices=("mapped", "locked", "unreclaimable"), default="locked")
+    parser.add_argument("--context", type=int, default=32768)
+    parser.add_argument("--state", required=True)
+    parser.add_argument("--state-tokens", type=int, required=True)
+    parser.add_argument("--make-state", action="store_true", help="read a prompt, save the state, end")
+    parser.add_argument("--span", type=int, default=1024, help="tokens decoded before they are taken back")
+    parser.add_argument("--rest-ms", type=float, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--stats-ms", type=float, default=50, help="0: none")
+    parser.add_argument("--events-fd", type=int, default=1)
+    return parser.parse_args()
+
+
+def main():
+    options = arguments()
+    events = generate.Events(options.events_fd)
+    orders = Orders()
+    psi_cache = generate.load_psi_cache(options.mode)
+    events("start", pid=os.getpid())
+    engine = Engine(options.model, options.context, options.weights, options.threads, options.make_state)
+    events("context_made", rss_anon_bytes=generate.rss_anon_bytes())
+    if options.make_state:
+        engine.make_state(generate.prompt_tokens(engine, options.state_tokens, 1), options.state)
+        os._exit(0)
+    engine.load_state(options.state, options.state_tokens)
+    events("loaded", rss_anon_bytes=generate.rss_anon_bytes(), stats=psi_cache.stats() if psi_cache else None)
+    if psi_cache is not None and options.stats_ms:
+        threading.Thread(target=report_stats, args=(psi_cache, events, orders.stopped, options.stats_ms / 1e3),
+                         daemon=True).start()
+    decode_forever(engine, options, events, orders)
+    events("done", stats=psi_cache.stats() if psi_cache else None)
+    os._exit(0)  # nothing to tidy: the process is the measurement
+
+
+if __name__ == "__main__":
+    main()

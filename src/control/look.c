@@ -1,0 +1,106 @@
+/* look.c - when and how deep to look next: by what could be used up while asleep at the worst likely rate, as earlyoom
+ * does, less what must be there when a trim begins. Called by control.c; pure. */
+#include "control/look.h"
+
+#include "control/numbers.h"
+
+/* The worst rate that is likely: a quick allocator on one memory channel, or 4 times what is seen. */
+#define WORST_BYTES_PER_S 4294967296.0
+#define WORST_OF_SEEN 4.0
+
+#define SLEEP_LEAST_US ((uint64_t)2000)
+#define SLEEP_QUIET_LEAST_US ((uint64_t)5000) /* near, but nothing moves: 200 readings a second, not 500 */
+#define SLEEP_ABOVE_US ((uint64_t)10000)      /* above the limit: to see the effect, and ask for more */
+#define SLEEP_STALL_US ((uint64_t)100000)     /* only stall says so: a tenth of its window */
+#define SLEEP_MOST_US ((uint64_t)500000)
+#define SLEEP_FAR_US ((uint64_t)1000000) /* nothing known, or memory for seconds at the worst rate */
+#define FAR_SPAN_US 2e6
+#define COUNTERS_EVERY_US ((uint64_t)1000000) /* of the far sleep: readings with AMOUNTS alone are cheap */
+#define QUIET_RESERVE_PARTS 4                 /* less than a quarter of the reserve a second is quiet */
+#define QUIET_STALL 0.01
+
+static double worst_bytes_per_s(const psi_reading *reading) {
+    double seen = psi_has(reading, PSI_HAVE_FILL) ? WORST_OF_SEEN * (double)reading->fill_bytes_per_s : 0;
+    return seen > WORST_BYTES_PER_S ? seen : WORST_BYTES_PER_S;
+}
+
+/* Until trimming must begin, at the worst rate. */
+static uint64_t spare_us(const psi_control *control, const psi_reading *reading) {
+    double worst = worst_bytes_per_s(reading);
+    double used = (double)control->mapping.reserve_bytes + worst * (double)control->mapping.reaction_us / 1e6;
+    return psi_to_whole(((double)reading->headroom_bytes - used) * 1e6 / worst);
+}
+
+static bool is_quiet(const psi_control *control, const psi_reading *reading) {
+    return psi_has(reading, PSI_HAVE_FILL) &&
+           (double)reading->fill_bytes_per_s < (double)(control->mapping.reserve_bytes / QUIET_RESERVE_PARTS);
+}
+
+static uint64_t near_sleep_us(const psi_control *control, const psi_reading *reading, const psi_demand *demand,
+                              const psi_decision *decision) {
+    uint64_t most = decision->band == PSI_BAND_SAFETY    ? SLEEP_ABOVE_US
+                    : decision->band == PSI_BAND_COMFORT ? SLEEP_STALL_US
+                                                         : SLEEP_MOST_US;
+    uint64_t least =
+        decision->band == PSI_BAND_NONE && is_quiet(control, reading) ? SLEEP_QUIET_LEAST_US : SLEEP_LEAST_US;
+    if (decision->band == PSI_BAND_SAFETY && demand->evictable_bytes == 0)
+        return SLEEP_ABOVE_US; /* nothing to give: looking faster helps nobody */
+    return psi_most(psi_least(spare_us(control, reading), most), least);
+}
+
+static bool nothing_waits(const psi_demand *demand) {
+    return demand->returnable_bytes == 0 && demand->pending_bytes == 0;
+}
+
+/* Stall cannot call for anything here, so that it need not be read; guarded stall is watched. */
+static bool is_far(const psi_control *control, const psi_reading *reading, const psi_demand *demand,
+                   const psi_decision *decision) {
+    return nothing_waits(demand) && !decision->guarded && decision->index < control->options.low / 2 &&
+           psi_index_scarcity(reading) <= 0 && spare_us(control, reading) > SLEEP_MOST_US;
+}
+
+static void plan_far(psi_control *control, const psi_reading *reading, psi_decision *decision) {
+    double span_us = (double)reading->headroom_bytes * 1e6 / worst_bytes_per_s(reading);
+    decision->arm = true;
+    decision->sleep_us = span_us > FAR_SPAN_US ? SLEEP_FAR_US : SLEEP_MOST_US;
+    decision->look = PSI_LOOK_AMOUNTS | PSI_LOOK_RARE;
+    if (psi_since(reading->at_us + decision->sleep_us, control->counters_us) >= COUNTERS_EVERY_US)
+        decision->look |= PSI_LOOK_COUNTERS;
+}
+
+/* Headroom is not known. */
+static void plan_on_stall(const psi_control *control, const psi_reading *reading, const psi_demand *demand,
+                          psi_decision *decision) {
+    double normal = control->options.tune ? control->tuning.stall_normal_share : 0;
+    bool quiet = nothing_waits(demand) && decision->index < control->options.low / 2 &&
+                 reading->stall_short_share <= normal + QUIET_STALL;
+    decision->arm = quiet;
+    decision->sleep_us = quiet ? SLEEP_MOST_US : decision->refuse ? SLEEP_ABOVE_US : SLEEP_STALL_US;
+}
+
+/* The classic modes poll. */
+static void plan_classic(const psi_control *control, const psi_reading *reading, psi_decision *decision) {
+    uint32_t source = control->options.mode == PSI_MODE_AVG10 ? PSI_HAVE_AVG10 : PSI_HAVE_STALL;
+    decision->sleep_us = (reading->have & source) == 0 ? SLEEP_FAR_US
+                         : decision->refuse            ? SLEEP_ABOVE_US
+                                                       : SLEEP_STALL_US;
+}
+
+void psi_look_plan(psi_control *control, const psi_reading *reading, const psi_demand *demand, psi_decision *decision) {
+    decision->look = PSI_LOOK_ALL;
+    if (control->options.mode != PSI_MODE_AUTO) {
+        plan_classic(control, reading, decision);
+    } else if (psi_has(reading, PSI_HAVE_HEADROOM)) {
+        if (is_far(control, reading, demand, decision))
+            plan_far(control, reading, decision);
+        else
+            decision->sleep_us = near_sleep_us(control, reading, demand, decision);
+    } else if (psi_has(reading, PSI_HAVE_STALL)) {
+        plan_on_stall(control, reading, demand, decision);
+    } else {
+        decision->sleep_us = SLEEP_FAR_US;
+        decision->arm = nothing_waits(demand);
+    }
+    if (decision->look & PSI_LOOK_COUNTERS)
+        control->counters_us = reading->at_us + decision->sleep_us;
+}

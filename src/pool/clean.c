@@ -1,0 +1,73 @@
+/* clean.c - writes blocks to the store ahead of need: giving one up is then a mask and an madvise, and no disk stands
+ * between a spike and its memory. Watcher's thread. A block's bytes stay as they are until a step writes it, and a
+ * step says so first: so they are copied under the lock, and written without it. */
+#include <errno.h>
+
+#include "os/os.h"
+#include "pool/pool.h"
+
+void psi_clean_say_error(psi_pool *pool, int error) {
+    pool->store_errors++;
+    if (pool->store_error_said) {
+        return;
+    }
+    pool->store_error_said = true;
+    bool full = error == -ENOSPC || error == -EFBIG;
+    psi_log_line(psi_cache_log(pool->cache), PSI_LOG_WARN,
+                 "the store of pool %s %s (error %d): blocks stay in memory, and are dropped where that would end the "
+                 "process; %s",
+                 pool->name, full ? "is full" : "cannot be written", -error,
+                 full ? "give it room with PSI_CACHE_STORE_MAX_BYTES or another PSI_CACHE_STORE_DIR"
+                      : "check the disk below PSI_CACHE_STORE_DIR");
+}
+
+typedef struct psi_copy {
+    uint32_t block, slot;
+    uint64_t written; /* of the block, when it was copied: a later write makes the copy worthless */
+} psi_copy;
+
+/* Copies the next block and sets a slot aside. 1, 0 when there is nothing to do, or a negative errno. */
+static int begin(psi_pool *pool, psi_trim_scope scope, psi_copy *copy) {
+    copy->block = pool->store == NULL ? PSI_BLOCK_NONE : psi_trim_next_unwritten(pool, scope);
+    if (copy->block == PSI_BLOCK_NONE) {
+        return 0;
+    }
+    int error = psi_store_reserve(pool->store, &copy->slot);
+    if (error != 0) {
+        return error;
+    }
+    copy->written = pool->block[copy->block].written;
+    psi_layout_gather(pool, copy->block, pool->ahead);
+    return 1;
+}
+
+/* The copy becomes the block's, unless it was written, freed, or stored by the engine's thread meanwhile. */
+static void end(psi_pool *pool, const psi_copy *copy, int error, uint64_t took_us) {
+    psi_block *b = &pool->block[copy->block];
+    if (error == 0) {
+        pool->written_bytes += pool->record_bytes;
+        pool->write_us += took_us;
+    }
+    if (error == 0 && b->state == PSI_BLOCK_RESIDENT && b->written == copy->written && b->slot == PSI_SLOT_NONE) {
+        b->slot = copy->slot;
+    } else {
+        psi_store_free(pool->store, copy->slot);
+    }
+}
+
+int64_t psi_clean_one(psi_pool *pool, psi_trim_scope scope) {
+    psi_copy copy;
+    pthread_mutex_lock(&pool->lock);
+    int error = begin(pool, scope, &copy);
+    pthread_mutex_unlock(&pool->lock);
+    if (error <= 0) {
+        return error;
+    }
+    uint64_t began_us = psi_os_now_us();
+    error = psi_store_put(pool->store, copy.slot, pool->ahead);
+    uint64_t took_us = psi_os_now_us() - began_us;
+    pthread_mutex_lock(&pool->lock);
+    end(pool, &copy, error, took_us);
+    pthread_mutex_unlock(&pool->lock);
+    return error != 0 ? error : (int64_t)pool->record_bytes;
+}

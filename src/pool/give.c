@@ -1,0 +1,142 @@
+/* give.c - carries a decision out: gives back at once what no step can read, writes ahead what goes next, and leaves the
+ * rest as a request that the engine's thread takes at its safe point. Watcher's thread, under the cache's lock. */
+#include "pool/watcher.h"
+
+/* A trim holds the pool's lock, for which the engine may wait: so in portions. */
+#define PORTION_BYTES (UINT64_C(2) << 20)
+/* Writing goes on between readings, never instead of them: what the store takes longer for waits for the next one. */
+#define WRITE_WHILE_PRESSED_US 20000u
+#define WRITE_AHEAD_US 5000u
+
+void psi_give_measure(psi_cache *cache, psi_demand *demand) {
+    *demand = (psi_demand){0};
+    for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
+        pthread_mutex_lock(&pool->lock);
+        psi_trim_survey(pool);
+        demand->resident_bytes += (uint64_t)pool->resident * pool->block_total_bytes;
+        demand->evictable_bytes += pool->evictable_bytes;
+        demand->unwritten_bytes += pool->unwritten_bytes;
+        demand->returnable_bytes += (uint64_t)pool->hidden * pool->block_total_bytes;
+        demand->pending_bytes += atomic_load(&pool->want_trim_bytes);
+        demand->returned_bytes += pool->returned_bytes;
+        pthread_mutex_unlock(&pool->lock);
+    }
+}
+
+/* Writes up to want_bytes of blocks ahead, until the deadline. Bytes written, or why the store refuses. */
+static int64_t write_ahead(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, uint64_t until_us) {
+    int64_t written = 0, bytes = 1;
+    while (bytes > 0 && (uint64_t)written < want_bytes && psi_os_now_us() < until_us) {
+        bytes = psi_clean_one(pool, scope);
+        written += bytes > 0 ? bytes : 0;
+    }
+    return bytes < 0 ? bytes : written;
+}
+
+static int64_t write_or_say(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, uint64_t until_us) {
+    int64_t written = pool->store != NULL ? write_ahead(pool, want_bytes, scope, until_us) : 0;
+    if (written < 0) {
+        pthread_mutex_lock(&pool->lock);
+        psi_clean_say_error(pool, (int)written);
+        pthread_mutex_unlock(&pool->lock);
+    }
+    return written;
+}
+
+static uint64_t trim_portion(psi_pool *pool, uint64_t want_bytes, bool first) {
+    pthread_mutex_lock(&pool->lock);
+    uint64_t portion = want_bytes < PORTION_BYTES ? want_bytes : PORTION_BYTES;
+    uint64_t given = psi_trim(pool, portion, PSI_TRIM_ASLEEP, pool->floor_bytes);
+    pool->trims += first && given > 0;
+    pthread_mutex_unlock(&pool->lock);
+    return given;
+}
+
+/* Gives back blocks that the present step cannot read, each as soon as the store has it. Returns what is left. */
+static uint64_t trim_asleep(psi_pool *pool, uint64_t want_bytes, uint64_t until_us) {
+    bool first = true;
+    while (want_bytes > 0) {
+        uint64_t given = trim_portion(pool, want_bytes, first);
+        want_bytes = given < want_bytes ? want_bytes - given : 0;
+        first = first && given == 0;
+        if (given == 0 && write_or_say(pool, 1, PSI_TRIM_ASLEEP, until_us) <= 0) {
+            break;
+        }
+    }
+    return want_bytes;
+}
+
+static void survey_of(psi_pool *pool, uint64_t *evictable_bytes, uint64_t *hidden_bytes) {
+    pthread_mutex_lock(&pool->lock);
+    *evictable_bytes = pool->evictable_bytes;
+    *hidden_bytes = (uint64_t)pool->hidden * pool->block_total_bytes;
+    pthread_mutex_unlock(&pool->lock);
+}
+
+/* Asks each pool for its part of the rest, and writes ahead what it will take. */
+static void ask_for_trim(psi_cache *cache, uint64_t want_bytes, uint64_t evictable_bytes, uint64_t until_us) {
+    for (psi_pool *pool = cache->pools; pool != NULL && evictable_bytes > 0; pool = pool->next) {
+        uint64_t evictable = 0, hidden = 0;
+        survey_of(pool, &evictable, &hidden);
+        double part = (double)evictable / (double)evictable_bytes;
+        uint64_t bytes = (uint64_t)((double)want_bytes * (part < 1 ? part : 1));
+        (void)atomic_fetch_add(&pool->want_trim_bytes, bytes);
+        atomic_store(&pool->may_write, write_or_say(pool, bytes, PSI_TRIM_ALL, until_us) < 0);
+    }
+}
+
+static void ask_for_restore(psi_cache *cache, uint64_t bytes) {
+    for (psi_pool *pool = cache->pools; pool != NULL && bytes > 0; pool = pool->next) {
+        uint64_t evictable = 0, hidden = 0;
+        survey_of(pool, &evictable, &hidden);
+        uint64_t part = hidden < bytes ? hidden : bytes;
+        if (part > 0) {
+            atomic_store(&pool->want_restore_bytes, part);
+            bytes -= part;
+        }
+    }
+}
+
+/* Takes back what the engine has not answered yet: an engine that fell idle may now be helped without it, and pressure
+ * that went away needs no answer. */
+static uint64_t withdraw(psi_cache *cache) {
+    uint64_t bytes = 0;
+    for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
+        bytes += atomic_exchange(&pool->want_trim_bytes, 0);
+    }
+    return bytes;
+}
+
+static void tell_pools(psi_cache *cache, const psi_decision *decision) {
+    for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
+        pthread_mutex_lock(&pool->lock);
+        atomic_store(&pool->refuses, decision->refuse && !pool->exchangeable);
+        pthread_mutex_unlock(&pool->lock);
+        atomic_store(&pool->may_drop, decision->urgent);
+    }
+}
+
+void psi_give(psi_cache *cache, const psi_decision *decision, const psi_demand *demand) {
+    bool pressed = decision->band != PSI_BAND_NONE;
+    atomic_store(&cache->pressed, pressed);
+    atomic_store(&cache->refuses, decision->refuse && demand->evictable_bytes == 0);
+    tell_pools(cache, decision);
+    uint64_t want = decision->trim_bytes + withdraw(cache);
+    if (pressed && want > 0) {
+        uint64_t until_us = psi_os_now_us() + WRITE_WHILE_PRESSED_US;
+        for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
+            want = trim_asleep(pool, want, until_us);
+        }
+        ask_for_trim(cache, want, demand->evictable_bytes, until_us);
+    }
+    ask_for_restore(cache, decision->restore_bytes);
+}
+
+void psi_give_write_ahead(psi_cache *cache) {
+    uint64_t until_us = psi_os_now_us() + WRITE_AHEAD_US;
+    for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
+        if (pool->store != NULL) { /* an error is said when it matters: under pressure */
+            (void)write_ahead(pool, PORTION_BYTES, PSI_TRIM_ALL, until_us);
+        }
+    }
+}
