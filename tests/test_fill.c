@@ -76,6 +76,19 @@ static void reading_files_is_no_fill(void **state) {
     psi_signal_close(signal);
 }
 
+/* A cold model load in a tight group: 4000 MiB/s between two looks at memory.stat must not raise an alarm. */
+static void before_an_alarm_the_cache_is_read_anew(void **state) {
+    (void)state;
+    psi_signal *signal = open_group(3800 * MIB);
+    (void)read_after(signal, 0);
+    for (uint64_t ms = 2; ms <= 60; ms += 2) {
+        put_v2_stat("/cg/a/b/c/memory.stat", 4 * ms * MIB, 0);
+        psi_reading reading = use_and_read(signal, (3800 + 4 * ms) * MIB, 2 * MS);
+        assert_true(!(reading.have & PSI_HAVE_FILL) || reading.fill_bytes_per_s < (int64_t)reading.headroom_bytes);
+    }
+    psi_signal_close(signal);
+}
+
 static void dropped_page_cache_is_no_fill(void **state) {
     (void)state;
     psi_signal *signal = open_group(2000 * MIB);
@@ -149,6 +162,7 @@ int main(void) {
         CASE(memory_given_back_does_not_wipe_out_the_fill_rate),
         CASE(readings_within_a_millisecond_are_merged),
         CASE(reading_files_is_no_fill),
+        CASE(before_an_alarm_the_cache_is_read_anew),
         CASE(dropped_page_cache_is_no_fill),
         CASE(growth_behind_a_full_group_is_fill),
         CASE(changed_limit_or_other_bound_is_no_fill),

@@ -116,9 +116,9 @@ static void usage_is_read_each_time_and_stat_seldom(void **state) {
     put_v2_stat("/cg/a/b/c/memory.stat", 10 * MIB, 0);
     psi_signal *signal = open_signal();
     assert_int_equal(read_after(signal, 0).headroom_bytes, 910 * MIB);
-    put_amount("/cg/a/b/c/memory.current", 150 * MIB);
-    put_v2_stat("/cg/a/b/c/memory.stat", 60 * MIB, 0);
-    assert_int_equal(read_after(signal, 49 * MS).headroom_bytes, 860 * MIB);
+    put_amount("/cg/a/b/c/memory.current", 110 * MIB);
+    put_v2_stat("/cg/a/b/c/memory.stat", 20 * MIB, 0);
+    assert_int_equal(read_after(signal, 49 * MS).headroom_bytes, 900 * MIB);
     assert_int_equal(read_after(signal, 1 * MS).headroom_bytes, 910 * MIB);
     psi_signal_close(signal);
 }

@@ -97,8 +97,8 @@ def disk(weights_mib, size_mib=512):
         image = os.path.join(directory, "image")
         with open(image, "wb") as file:
             file.truncate(size_mib << 20)
-        _run([_tool("mke2fs"), "-q", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-d", contents, image],
-             "mke2fs")
+        _run([_tool("mke2fs"), "-q", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-d", contents,
+              image], "mke2fs")
         os.replace(image, path)
     return path
 
@@ -108,9 +108,9 @@ def accelerator():
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg", "no /dev/kvm that we may use"
     try:
-        done = subprocess.run([_tool(QEMU), "-accel", "kvm", "-cpu", "host", "-m", "64", "-nodefaults", "-display", "none",
-                               "-S", "-monitor", "stdio"], input="quit\n", text=True, timeout=20,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        done = subprocess.run([_tool(QEMU), "-accel", "kvm", "-cpu", "host", "-m", "64", "-nodefaults",
+                               "-display", "none", "-S", "-monitor", "stdio"], input="quit\n", text=True,
+                              timeout=20, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     except subprocess.TimeoutExpired:
         return "tcg", "KVM does not answer"
     if done.returncode == 0:
@@ -141,10 +141,11 @@ class Machine:
                         "tcg": ["-accel", "tcg,thread=multi,tb-size=256", "-cpu", TCG_CPU]}
         self.command = [_tool("setpriv"), "--pdeathsig", "KILL", _tool(QEMU), "-nodefaults", "-no-user-config",
                         "-display", "none", "-no-reboot", *accelerators[accel], "-smp", str(cpus),
-                        "-m", str(memory_mib), "-object", memory, "-machine", "pc,memory-backend=ram", "-kernel", KERNEL, "-initrd", initramfs_path,
-                        "-drive", drive, "-device", "nvme,drive=disk,serial=psi-cache",
-                        "-serial", "file:" + self.console, "-chardev", "stdio,id=results,signal=off",
-                        "-serial", "chardev:results", "-append", " ".join(kernel_words)]
+                        "-m", str(memory_mib), "-object", memory, "-machine", "pc,memory-backend=ram",
+                        "-kernel", KERNEL, "-initrd", initramfs_path, "-drive", drive,
+                        "-device", "nvme,drive=disk,serial=psi-cache", "-serial", "file:" + self.console,
+                        "-chardev", "stdio,id=results,signal=off", "-serial", "chardev:results",
+                        "-append", " ".join(kernel_words)]
         self.process = None
 
     def __enter__(self):

@@ -42,7 +42,8 @@ install_tools() {
 }
 
 kernel_package() { # the package behind the name that always means the newest
-    apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1
+    apt-cache depends linux-image-cloud-amd64 2>/dev/null |
+        sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1
 }
 
 get_kernel() {
@@ -71,4 +72,5 @@ get_kernel() {
 
 install_tools
 get_kernel
-say "machine: $(qemu-system-x86_64 --version | head -n 1), $(cat "$CACHE/package" 2>/dev/null || echo 'a kernel of your own')"
+kernel=$(cat "$CACHE/package" 2>/dev/null || echo "a kernel of your own")
+say "machine: $(qemu-system-x86_64 --version | head -n 1), $kernel"

@@ -55,7 +55,7 @@ def arguments():
     parser.add_argument("--source", default=machine.ROOT, help="the tree to build the library from")
     parser.add_argument("--fresh", action="store_true", help="forget the runs of an earlier call")
     parser.add_argument("--triggers", action="store_true", help="only show who may arm which PSI trigger there")
-    parser.add_argument("--verbose", action="store_true", help="the library's log lines, in build/machine/console-*.log")
+    parser.add_argument("--verbose", action="store_true", help="the library's log, in build/machine/console-*")
     options = parser.parse_args()
     if options.quick:
         options.rates, options.runs, options.other_runs = [200], 1, 1
@@ -80,7 +80,7 @@ class Record:
             return
         if os.path.exists(path):
             os.replace(path, path + ".old")
-            say("the runs so far are of another build or setting: now %s.old" % os.path.relpath(path, machine.ROOT))
+            say("earlier runs (another build or setting, or --fresh) are put aside: %s.old" % os.path.relpath(path, machine.ROOT))
         self._write({"event": "setting", "key": key, **setting}, "w")
 
     def _load(self, key):
@@ -139,7 +139,8 @@ def boot(options, files, mode, weights, todo):
 
 def show(run):
     least = "cache %.0f -> %.0f MiB" % (run["cache_mib"], run["cache_least_mib"])
-    more = [word for word, is_so in (("%d killed" % run["oom_kills"], run["oom_kills"]), (run["trouble"], run["trouble"]),
+    more = [word for word, is_so in (("%d killed" % run["oom_kills"], run["oom_kills"]),
+                                     (run["trouble"], run["trouble"]),
                                      ("%d blocks wrong" % run["wrong"], run["wrong"]),
                                      ("%d blocks lost" % run["lost"], run["lost"])) if is_so]
     say("  %-5s %-6s %4d MB/s (reached %4d): %-8s %s%s, %.1f s" % (
@@ -195,6 +196,12 @@ def median(runs, key):
     return statistics.median(run[key] for run in runs) if runs else None
 
 
+def reached(options, record, weights, rate):
+    """What the spike reached; of runs without a kill where there are any, since a kill takes its time."""
+    runs = [run for mode in options.modes for run in record.cell(mode, weights, rate)]
+    return median([run for run in runs if not run["oom_kills"]] or runs, "reached_mb_s")
+
+
 def table(options, record, weights):
     width = max(len(mode) for mode in options.modes) + 2
     say("\nweights %s: runs with a kill / runs" % weights)
@@ -204,11 +211,11 @@ def table(options, record, weights):
         for rate in options.rates:
             runs = record.cell(mode, weights, rate)
             other = sum(is_bad(run) and run["oom_kills"] == 0 for run in runs)
-            cells.append("%d/%d%s" % (sum(run["oom_kills"] > 0 for run in runs), len(runs), "!%d" % other if other else ""))
+            kills = sum(run["oom_kills"] > 0 for run in runs)
+            cells.append("%d/%d%s" % (kills, len(runs), "!%d" % other if other else ""))
         say(mode.ljust(max(12, width)) + "".join("%10s" % cell for cell in cells))
-    reached = [median([run for mode in options.modes for run in record.cell(mode, weights, rate)], "reached_mb_s")
-               for rate in options.rates]
-    say("reached".ljust(12) + "".join("%10s" % ("-" if rate is None else "%.0f" % rate) for rate in reached))
+    rates = [reached(options, record, weights, rate) for rate in options.rates]
+    say("reached".ljust(12) + "".join("%10s" % ("-" if rate is None else "%.0f" % rate) for rate in rates))
 
 
 def summary(options, record, troubles, files):

@@ -64,9 +64,28 @@ static bool is_due(last_look *look, uint64_t at_us, uint64_t every_us) {
     return true;
 }
 
+/* At this rate all is used up in a second. */
+static bool is_alarming(const psi_reading *reading) {
+    return (reading->have & PSI_HAVE_FILL) && (reading->have & PSI_HAVE_HEADROOM) && reading->fill_bytes_per_s > 0 &&
+           (uint64_t)reading->fill_bytes_per_s >= reading->headroom_bytes;
+}
+
+/* Reading files fills a group as an allocation does, and only memory.stat tells one from the other: before an alarm is
+ * raised on a cache figure of 50 ms ago, it is read anew. */
+static uint32_t check_alarm(psi_signal *signal, psi_reading *reading) {
+    psi_derive trial = signal->derive;
+    psi_derive_read(&trial, &signal->sample, reading);
+    if (!is_alarming(reading))
+        return 0;
+    psi_sources_sample(&signal->sources, PSI_LOOK_AMOUNTS | PSI_LOOK_COUNTERS, &signal->sample);
+    signal->counters.at_us = signal->sample.at_us;
+    return PSI_LOOK_COUNTERS;
+}
+
 void psi_signal_read(psi_signal *signal, uint32_t look, psi_reading *reading) {
     uint64_t at_us = now_us(signal);
     look &= PSI_LOOK_ALL;
+    bool may_check = look & PSI_LOOK_COUNTERS;
     if ((look & PSI_LOOK_COUNTERS) && !is_due(&signal->counters, at_us, COUNTERS_US))
         look &= ~(uint32_t)PSI_LOOK_COUNTERS;
     if ((look & PSI_LOOK_RARE) && !is_due(&signal->rare, at_us, RARE_US))
@@ -74,6 +93,8 @@ void psi_signal_read(psi_signal *signal, uint32_t look, psi_reading *reading) {
     signal->sample.at_us = at_us;
     signal->sample.look = look;
     psi_sources_sample(&signal->sources, look, &signal->sample);
+    if (may_check && !(look & PSI_LOOK_COUNTERS))
+        signal->sample.look |= check_alarm(signal, reading);
     psi_derive_read(&signal->derive, &signal->sample, reading);
 }
 
