@@ -413,8 +413,14 @@ static void a_real_group_that_grows_is_named(void **state) {
     close(begin[0]), close(done[0]), close(done[1]);
     assert_true(grew);
     print_message("%s grew by %lld bytes/s\n", culprit.grower, (long long)culprit.grew_bytes_per_s);
-    assert_true(culprit.has_grower && !culprit.grower_is_own);
-    assert_non_null(strstr(culprit.grower, "/psi-test-culprit-"));
+    assert_true(culprit.has_grower);
+    bool is_ours = strstr(culprit.grower, "/psi-test-culprit-") != NULL;
+    /* The child's 32 MiB in the 150 ms and more between the looks: who is named instead must have grown like that. */
+    if (!is_ours && culprit.grew_bytes_per_s > 64000000) {
+        print_message("skipped: another group of this machine grew faster\n");
+        skip();
+    }
+    assert_true(is_ours && !culprit.grower_is_own);
 }
 
 int main(void) {

@@ -80,7 +80,8 @@ class Record:
             return
         if os.path.exists(path):
             os.replace(path, path + ".old")
-            say("earlier runs (another build or setting, or --fresh) are put aside: %s.old" % os.path.relpath(path, machine.ROOT))
+            say("earlier runs (another build or setting, or --fresh) are put aside: %s.old"
+                % os.path.relpath(path, machine.ROOT))
         self._write({"event": "setting", "key": key, **setting}, "w")
 
     def _load(self, key):
