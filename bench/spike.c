@@ -32,7 +32,7 @@
  * else small pages as before). No higher priority: at the limit it would starve the engine, and that would be another
  * measurement. */
 #define FAST_BYTES_PER_S 4e8
-#define LATEST_S 120  /* a spike that nobody ends ends itself */
+#define LATEST_S 120 /* a spike that nobody ends ends itself */
 
 /* Shared by all processes: who has taken how much, and when it had all. */
 typedef struct share {

@@ -64,12 +64,12 @@ typedef void (*psi_log_fn)(void *user, psi_log_level level, const char *line);
 
 typedef struct psi_options {
     size_t size;
-    double high;              /* trim above this index; default 0.7 (PSI_CACHE_HIGH) */
-    double low;               /* regrow below this index; default 0.3 (PSI_CACHE_LOW) */
-    double trim_min;          /* least share of the resident cache given in a cycle; 0.10 */
-    double trim_max;          /* largest share given in a cycle while there is time; 0.20 */
-    uint64_t dwell_us;        /* no regrowing this long after a trim; default 2 s */
-    uint64_t horizon_us;      /* how far ahead the fill rate is extrapolated; default: as long as giving back takes here */
+    double high;         /* trim above this index; default 0.7 (PSI_CACHE_HIGH) */
+    double low;          /* regrow below this index; default 0.3 (PSI_CACHE_LOW) */
+    double trim_min;     /* least share of the resident cache given in a cycle; 0.10 */
+    double trim_max;     /* largest share given in a cycle while there is time; 0.20 */
+    uint64_t dwell_us;   /* no regrowing this long after a trim; default 2 s */
+    uint64_t horizon_us; /* how far ahead the fill rate is extrapolated; default: as long as giving back takes here */
     uint64_t reserve_bytes;   /* headroom to keep; default 1/16 of the limit, 16 MiB to 256 MiB */
     uint64_t floor_bytes;     /* never trim a pool below this; default 1/32 of its capacity */
     const char *policy;       /* "fifo" (default) or "lru" */
@@ -80,11 +80,12 @@ typedef struct psi_options {
     int controller;           /* 0 default (on), 1 on, -1 off: never trims by itself (PSI_CACHE_CONTROLLER=off) */
     psi_log_fn log;           /* default: lines on stderr, PSI_CACHE_VERBOSE=0..3 */
     void *log_user;
-    const char *mode;         /* "auto" (default), "psi" (stall alone) or "avg10" (the kernel's average against the
-                                 limits): the last two for comparison (PSI_CACHE_MODE) */
-    int tuning;               /* 0 default (on), 1 on, -1 off: the mapping learns this device (PSI_CACHE_TUNING=off) */
-    const char *tuning_file;  /* what was learned is read from here and saved here; default none (PSI_CACHE_TUNING_FILE) */
-    double guard_share;       /* of the cache: most that stall alone may take in a guard period; 0.5 */
+    const char *mode; /* "auto" (default), "psi" (stall alone) or "avg10" (the kernel's average against the
+                         limits): the last two for comparison (PSI_CACHE_MODE) */
+    int tuning;       /* 0 default (on), 1 on, -1 off: the mapping learns this device (PSI_CACHE_TUNING=off) */
+    const char
+        *tuning_file;   /* what was learned is read from here and saved here; default none (PSI_CACHE_TUNING_FILE) */
+    double guard_share; /* of the cache: most that stall alone may take in a guard period; 0.5 */
     uint64_t guard_period_us; /* default 60 s */
 } psi_options;
 
@@ -242,35 +243,35 @@ typedef struct psi_stats {
     uint64_t store_errors; /* writes or reads that failed; no wrong byte was used */
     uint64_t steps;        /* safe points passed */
     uint64_t pools;
-    uint64_t mode;              /* 0 auto, 1 psi, 2 avg10 */
-    uint64_t band;              /* of the last decision: 0 none, 1 comfort (stall), 2 safety (bytes and time) */
-    uint64_t guarded;           /* 1: a trim for stall is due and withheld (no scarcity, no effect, or budget spent) */
-    uint64_t effect;            /* of the last trim: 0 none, 1 waits, 2 good, 3 eaten by others at once, 4 futile */
-    uint64_t missing_bytes;     /* of the own mapped files (weights): taken by reclaim and wanted back */
-    uint64_t ceiling_bytes;     /* the cache does not regrow past this for now; UINT64_MAX: no such bound */
-    uint64_t safety_trims;      /* times that bytes and time called for a trim */
-    uint64_t comfort_trims;     /* times that stall or thrash did */
-    uint64_t guarded_trims;     /* times that one was withheld */
-    uint64_t trim_cycles;       /* runs of trims without a restore between them */
-    uint64_t regrow_cycles;     /* runs of restores without a trim between them */
-    uint64_t reaction_last_us;  /* from the last reading that showed no need to the last page returned */
+    uint64_t mode;             /* 0 auto, 1 psi, 2 avg10 */
+    uint64_t band;             /* of the last decision: 0 none, 1 comfort (stall), 2 safety (bytes and time) */
+    uint64_t guarded;          /* 1: a trim for stall is due and withheld (no scarcity, no effect, or budget spent) */
+    uint64_t effect;           /* of the last trim: 0 none, 1 waits, 2 good, 3 eaten by others at once, 4 futile */
+    uint64_t missing_bytes;    /* of the own mapped files (weights): taken by reclaim and wanted back */
+    uint64_t ceiling_bytes;    /* the cache does not regrow past this for now; UINT64_MAX: no such bound */
+    uint64_t safety_trims;     /* times that bytes and time called for a trim */
+    uint64_t comfort_trims;    /* times that stall or thrash did */
+    uint64_t guarded_trims;    /* times that one was withheld */
+    uint64_t trim_cycles;      /* runs of trims without a restore between them */
+    uint64_t regrow_cycles;    /* runs of restores without a trim between them */
+    uint64_t reaction_last_us; /* from the last reading that showed no need to the last page returned */
     uint64_t reaction_most_us;
-    uint64_t written_bytes;     /* to the store */
-    uint64_t clean_bytes;       /* resident, and in the store already: can go without a write */
-    uint64_t readings;          /* of the signals */
-    uint64_t trigger_events;    /* genuine ones of the kernel's PSI triggers and the service manager */
-    uint64_t reserve_bytes;     /* the mapping in use: headroom that reads 0.7 */
-    uint64_t reaction_us;       /* the same: time to give memory back, learned */
-    double write_bytes_per_s;   /* the same: of the store, learned */
-    double stall_normal_share;  /* learned: stall while memory is plenty */
-    double stall_at_anchor;     /* the mapping in use: stall that reads 0.7 */
+    uint64_t written_bytes;       /* to the store */
+    uint64_t clean_bytes;         /* resident, and in the store already: can go without a write */
+    uint64_t readings;            /* of the signals */
+    uint64_t trigger_events;      /* genuine ones of the kernel's PSI triggers and the service manager */
+    uint64_t reserve_bytes;       /* the mapping in use: headroom that reads 0.7 */
+    uint64_t reaction_us;         /* the same: time to give memory back, learned */
+    double write_bytes_per_s;     /* the same: of the store, learned */
+    double stall_normal_share;    /* learned: stall while memory is plenty */
+    double stall_at_anchor;       /* the mapping in use: stall that reads 0.7 */
     double fill_most_bytes_per_s; /* learned: the highest fill rate seen */
-    double stall_some_share;    /* raw, over about a second; negative: not known */
-    double avg10_share;         /* the kernel's, for comparison; negative: not known */
-    double refaults_per_s;      /* negative: not known */
-    double major_faults_per_s;  /* negative: not known */
-    char grower[96];            /* the cgroup that grew most around the last trim; "" not known */
-    char staller[96];           /* the one that stalled most */
+    double stall_some_share;      /* raw, over about a second; negative: not known */
+    double avg10_share;           /* the kernel's, for comparison; negative: not known */
+    double refaults_per_s;        /* negative: not known */
+    double major_faults_per_s;    /* negative: not known */
+    char grower[96];              /* the cgroup that grew most around the last trim; "" not known */
+    char staller[96];             /* the one that stalled most */
 } psi_stats;
 
 /* Fills *stats, of which size must be set (fields past it are left alone). NULL cache: all caches of the process

@@ -1,5 +1,5 @@
-/* test_clean.c - blocks written to the store ahead of need: what is written, when a copy becomes worthless, that giving a
- * clean block up writes nothing, and threads. */
+/* test_clean.c - blocks written to the store ahead of need: what is written, when a copy becomes worthless, that giving
+ * a clean block up writes nothing, and threads. */
 #include <errno.h>
 #include <pthread.h>
 #include <setjmp.h>

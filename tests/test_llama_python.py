@@ -184,7 +184,7 @@ def test_without_psi_and_cgroups_it_runs_on_and_says_so(model, tmp_path):
     (tmp_path / "proc" / "meminfo").write_text("MemTotal: 8388608 kB\nMemAvailable: 8000000 kB\n")
     ours, lines = run_with(model, PSI_CACHE_ROOT=str(tmp_path))
     assert ours["identical"]
-    assert len(lines) == 1 and "source psi is missing" in lines[0]
+    assert len(lines) == 1 and "source psi.system.memory is missing" in lines[0]
 
 
 def test_disabled_means_untouched(model):

@@ -327,8 +327,7 @@ static void add_tally(psi_stats *s, const psi_tally *tally) {
     s->trim_cycles += tally->trim_cycles;
     s->regrow_cycles += tally->regrow_cycles;
     s->reaction_last_us = tally->reaction_last_us;
-    s->reaction_most_us =
-        tally->reaction_most_us > s->reaction_most_us ? tally->reaction_most_us : s->reaction_most_us;
+    s->reaction_most_us = tally->reaction_most_us > s->reaction_most_us ? tally->reaction_most_us : s->reaction_most_us;
 }
 
 /* Adds one cache; the first, or the one under more pressure, gives index, limits and headroom. */

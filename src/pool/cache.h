@@ -36,11 +36,11 @@ struct psi_cache {
     psi_trigger *trigger;
     psi_culprits *culprits;
     uint64_t culprits_at_us, tuning_saved_us, fine_at_us; /* fine: the last reading without need */
-    size_t armed; /* triggers that wait now */
-    bool woken;   /* one of them woke the watcher */
+    size_t armed;                                         /* triggers that wait now */
+    bool woken;                                           /* one of them woke the watcher */
     psi_ask ask;
     bool tuning_error_said;
-    pthread_mutex_t lock;  /* guards all below but the atomics */
+    pthread_mutex_t lock; /* guards all below but the atomics */
     psi_control control;
     psi_reading reading;
     psi_decision decision;
@@ -49,7 +49,7 @@ struct psi_cache {
     bool waits_to_return, guarded_before, ask_is_new, save_tuning;
     psi_totals totals; /* after the last reading */
     uint64_t trigger_events;
-    int direction;                            /* -1 the cache shrank last, 1 it grew */
+    int direction; /* -1 the cache shrank last, 1 it grew */
     psi_pool *pools;
     uint64_t store_left_bytes;
     int64_t own_balance_bytes; /* restored less trimmed, as the signals were told */

@@ -1,5 +1,5 @@
-/* give.c - carries a decision out: gives back at once what no step can read, writes ahead what goes next, and leaves the
- * rest as a request that the engine's thread takes at its safe point. Watcher's thread, under the cache's lock. */
+/* give.c - carries a decision out: gives back at once what no step can read, writes ahead what goes next, and leaves
+ * the rest as a request that the engine's thread takes at its safe point. Watcher's thread, under the cache's lock. */
 #include "pool/watcher.h"
 
 /* A trim holds the pool's lock, for which the engine may wait: so in portions. */

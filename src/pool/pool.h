@@ -70,14 +70,15 @@ struct psi_pool {
     uint64_t clean_bytes;     /* resident, and in the store already */
     uint64_t written_bytes, write_us, read_bytes, read_us; /* to and from the store, and how long that took */
     uint64_t given_at_us;                                  /* when a trim last gave pages back */
-    bool exchangeable;        /* some block could go for a new one to come, at the floor too */
-    uint32_t fresh;           /* blocks that became RESIDENT from EMPTY since the last safe point */
+    bool exchangeable; /* some block could go for a new one to come, at the floor too */
+    uint32_t fresh;    /* blocks that became RESIDENT from EMPTY since the last safe point */
 };
 
 /* What a trim may touch. */
 typedef enum psi_trim_scope {
     PSI_TRIM_ASLEEP, /* blocks that the present step cannot read and the store has: any thread, at any time */
-    PSI_TRIM_CLEAN,  /* and then the policy's choice of the rest, what the store has: the engine's thread, at a safe point */
+    PSI_TRIM_CLEAN,  /* and then the policy's choice of the rest, what the store has: the engine's thread, at a safe
+                        point */
     PSI_TRIM_ALL     /* the same, what the store has not is written now */
 } psi_trim_scope;
 
@@ -102,9 +103,9 @@ void psi_trim_survey(psi_pool *pool);
 /* The resident block that would go next and that the store has not yet; PSI_BLOCK_NONE when there is none. */
 uint32_t psi_trim_next_unwritten(const psi_pool *pool, psi_trim_scope scope);
 
-/* clean.c: writes the block that would go next to the store, so that giving it up costs no write. Watcher's thread, without
- * the pool's lock, which is held for the copying only. Bytes written; 0 when there is nothing to write; a negative errno
- * when the store cannot take it. */
+/* clean.c: writes the block that would go next to the store, so that giving it up costs no write. Watcher's thread,
+ * without the pool's lock, which is held for the copying only. Bytes written; 0 when there is nothing to write; a
+ * negative errno when the store cannot take it. */
 int64_t psi_clean_one(psi_pool *pool, psi_trim_scope scope);
 void psi_clean_say_error(psi_pool *pool, int error);
 

@@ -95,8 +95,7 @@ static void resolve_control(psi_settings *settings, const psi_options *o) {
 
 /* False for a name that is none. */
 static bool resolve_mode(psi_mode *mode, const char *name) {
-    static const char *const names[] = {
-        [PSI_MODE_AUTO] = "auto", [PSI_MODE_PSI] = "psi", [PSI_MODE_AVG10] = "avg10"};
+    static const char *const names[] = {[PSI_MODE_AUTO] = "auto", [PSI_MODE_PSI] = "psi", [PSI_MODE_AVG10] = "avg10"};
     for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
         if (strcmp(name, names[i]) == 0) {
             *mode = (psi_mode)i;

@@ -141,7 +141,8 @@ uint32_t psi_trim_next_unwritten(const psi_pool *pool, psi_trim_scope scope) {
     for (uint32_t i = 0; i < pool->blocks; i++) {
         const psi_block *b = &pool->block[i];
         bool asleep = is_asleep(pool, b, PSI_TRIM_ASLEEP);
-        if (b->slot != PSI_SLOT_NONE || !can_go(pool, b) || (!asleep && (scope == PSI_TRIM_ASLEEP || is_kept(pool, i)))) {
+        if (b->slot != PSI_SLOT_NONE || !can_go(pool, b) ||
+            (!asleep && (scope == PSI_TRIM_ASLEEP || is_kept(pool, i)))) {
             continue;
         }
         psi_candidate candidate = candidate_of(pool, i);

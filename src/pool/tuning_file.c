@@ -19,16 +19,18 @@ void psi_tuning_file_load(psi_cache *cache) {
     }
     ssize_t length = psi_os_read_small(path, text, sizeof(text));
     if (length == -ENOENT) {
-        psi_log_line(&cache->settings.log, PSI_LOG_INFO, "tuning: %s is not there yet, starting from the defaults", path);
+        psi_log_line(&cache->settings.log, PSI_LOG_INFO, "tuning: %s is not there yet, starting from the defaults",
+                     path);
         return;
     }
     bool whole = length >= 0 && (size_t)length < sizeof(text) - 1 && strlen(text) == (size_t)length;
     int error = length < 0 ? (int)length : whole ? psi_tuning_parse(text, &cache->control.tuning) : -EINVAL;
     if (error != 0) {
-        psi_log_line(&cache->settings.log, PSI_LOG_WARN,
-                     "tuning: %s is not used (error %d), starting from the defaults; remove it, or name another file in "
-                     "PSI_CACHE_TUNING_FILE",
-                     path, -error);
+        psi_log_line(
+            &cache->settings.log, PSI_LOG_WARN,
+            "tuning: %s is not used (error %d), starting from the defaults; remove it, or name another file in "
+            "PSI_CACHE_TUNING_FILE",
+            path, -error);
     }
 }
 
@@ -44,9 +46,10 @@ void psi_tuning_file_save(psi_cache *cache) {
     int error = length < 0 ? length : psi_os_replace_file(path, text, (size_t)length);
     if (error != 0 && !cache->tuning_error_said) {
         cache->tuning_error_said = true;
-        psi_log_line(&cache->settings.log, PSI_LOG_WARN,
-                     "tuning: %s cannot be written (error %d): what is learned is forgotten at the end; name a writable "
-                     "file in PSI_CACHE_TUNING_FILE",
-                     path, -error);
+        psi_log_line(
+            &cache->settings.log, PSI_LOG_WARN,
+            "tuning: %s cannot be written (error %d): what is learned is forgotten at the end; name a writable "
+            "file in PSI_CACHE_TUNING_FILE",
+            path, -error);
     }
 }

@@ -1,5 +1,6 @@
-/* watcher.c - the one thread of a cache: sleep, reading, decision, bytes. It sleeps on triggers while every limit is far,
- * and by its own clock when one is near. What is done about a decision is in give.c, what is kept of it in notes.c. */
+/* watcher.c - the one thread of a cache: sleep, reading, decision, bytes. It sleeps on triggers while every limit is
+ * far, and by its own clock when one is near. What is done about a decision is in give.c, what is kept of it in
+ * notes.c. */
 #include "pool/watcher.h"
 
 #include <stdlib.h>

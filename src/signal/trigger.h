@@ -38,8 +38,8 @@ void psi_trigger_disarm(psi_trigger *trigger);
 /* The descriptors to wait on, at most PSI_TRIGGERS, into watches. How many. */
 size_t psi_trigger_watches(const psi_trigger *trigger, psi_os_watch *watches);
 
-/* What psi_os_wait reported. Returns the number of genuine events (the stall grew by half the threshold or more); a false first event, and a
- * source that went away (closed, its row says so), count as none. */
+/* What psi_os_wait reported. Returns the number of genuine events (the stall grew by half the threshold or more); a
+ * false first event, and a source that went away (closed, its row says so), count as none. */
 size_t psi_trigger_take(psi_trigger *trigger, const psi_os_watch *watches, size_t count);
 
 /* Genuine events so far. */

@@ -15,7 +15,7 @@ enum {
     TYPE_F16 = 1,
     TYPE_I32 = 26,
     TYPE_I64 = 27
-};                                                     /* enum ggml_type; written to files, so it does not move */
+}; /* enum ggml_type; written to files, so it does not move */
 enum { STATUS_ALLOC_FAILED = -2, STATUS_ABORTED = 1 }; /* enum ggml_status */
 
 typedef struct tensor tensor;
