@@ -56,7 +56,7 @@ void psi_notes_decided(psi_cache *cache, const psi_demand *demand) {
     if (d->trim_bytes > 0 && !cache->ask.open) {
         open_ask(cache, demand);
     }
-    if (d->band == PSI_BAND_NONE) {
+    if (d->trim_bytes == 0) { /* above the limit, too: nothing more was needed then */
         cache->fine_at_us = cache->reading.at_us;
     }
 }
