@@ -174,7 +174,7 @@ static void an_instant_jump_is_not_a_spike_of_seconds(void **state) {
     psi_control control = new_control();
     control.options.horizon_us = 0;
     control.options.tune = true;
-    psi_tuning_note_reaction(&control.tuning, 20 * MS);
+    control.tuning.reaction_us = 20 * MS;
     psi_demand demand = cache_of(4000);
     demand.unwritten_bytes = 3000 * MIB; /* 15 s to write */
     psi_reading reading = filling(330, 2048);

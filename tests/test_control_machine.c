@@ -152,8 +152,7 @@ static machine spike(uint64_t mb_per_s, int64_t write_mb_per_s, bool reaction_is
     m.unwritten = write_mb_per_s > 0 ? 400 * (int64_t)MIB : 0;
     m.cleans_ahead = cleans_ahead;
     if (reaction_is_known)
-        for (unsigned i = 0; i < 8; i++)
-            psi_tuning_note_reaction(&m.control.tuning, m.reaction_us);
+        m.control.tuning.reaction_us = (double)m.reaction_us;
     int64_t left = SPIKE_MIB * (int64_t)MIB, per_ms = (int64_t)mb_per_s * 1000;
     for (unsigned ms = 0; ms < 10000 + phase_ms; ms++)
         machine_tick(&m);

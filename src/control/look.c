@@ -24,11 +24,15 @@ static double worst_bytes_per_s(const psi_reading *reading) {
     return seen > WORST_BYTES_PER_S ? seen : WORST_BYTES_PER_S;
 }
 
-/* Until trimming must begin, at the worst rate. */
+/* Until the reserve is reached, at the worst rate. */
+static uint64_t reserve_in_us(const psi_control *control, const psi_reading *reading) {
+    double above = (double)reading->headroom_bytes - (double)control->mapping.reserve_bytes;
+    return psi_to_whole(above * 1e6 / worst_bytes_per_s(reading));
+}
+
+/* Until trimming must begin, so that it is done when the reserve is reached. */
 static uint64_t spare_us(const psi_control *control, const psi_reading *reading) {
-    double worst = worst_bytes_per_s(reading);
-    double used = (double)control->mapping.reserve_bytes + worst * (double)control->mapping.reaction_us / 1e6;
-    return psi_to_whole(((double)reading->headroom_bytes - used) * 1e6 / worst);
+    return psi_since(reserve_in_us(control, reading), control->mapping.reaction_us);
 }
 
 static bool is_quiet(const psi_control *control, const psi_reading *reading) {
@@ -52,11 +56,12 @@ static bool nothing_waits(const psi_demand *demand) {
     return demand->returnable_bytes == 0 && demand->pending_bytes == 0;
 }
 
-/* Stall cannot call for anything here, so that it need not be read; guarded stall is watched. */
+/* Stall cannot call for anything here, so that it need not be read; guarded stall is watched. A spike at the worst rate
+ * that begins with the sleep still finds the reserve, which is there for this. */
 static bool is_far(const psi_control *control, const psi_reading *reading, const psi_demand *demand,
                    const psi_decision *decision) {
     return nothing_waits(demand) && !decision->guarded && decision->index < control->options.low / 2 &&
-           psi_index_scarcity(reading) <= 0 && spare_us(control, reading) > SLEEP_MOST_US;
+           psi_index_scarcity(reading) <= 0 && reserve_in_us(control, reading) > SLEEP_MOST_US;
 }
 
 static void plan_far(psi_control *control, const psi_reading *reading, psi_decision *decision) {

@@ -64,10 +64,8 @@ void psi_tuning_see(psi_tuning *tuning, const psi_reading *reading, bool calm) {
 
 void psi_tuning_note_reaction(psi_tuning *tuning, uint64_t reaction_us) {
     double us = within((double)reaction_us, (double)PSI_REACTION_LEAST_US, (double)PSI_REACTION_MOST_US);
-    if (us >= tuning->reaction_us)
-        tuning->reaction_us = us;
-    else
-        tuning->reaction_us += (us - tuning->reaction_us) / REACTION_DOWN;
+    double known_us = tuning->reaction_us > 0 ? tuning->reaction_us : (double)PSI_REACTION_START_US;
+    tuning->reaction_us = us >= known_us ? us : known_us + (us - known_us) / REACTION_DOWN;
 }
 
 static void note_speed(double *speed, uint64_t bytes, uint64_t took_us) {

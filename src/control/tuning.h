@@ -14,8 +14,8 @@
 typedef struct psi_tuning {
     double stall_normal_share;    /* stall while memory is plenty: slow average (minutes), 0..1 */
     double fill_most_bytes_per_s; /* the highest fill seen, decaying with a half-life of 1 h */
-    double reaction_us;           /* from asking to pages returned, near the worst: up at once, down slowly */
-    double write_bytes_per_s;     /* of the store, slow average */
+    double reaction_us; /* from asking to pages returned, near the worst: up at once, slowly down from the start */
+    double write_bytes_per_s; /* of the store, slow average */
     double read_bytes_per_s;
     uint64_t readings; /* that it learned from */
     uint64_t at_us;    /* of the last one; not saved */

@@ -19,13 +19,13 @@ typedef struct psi_totals {
     uint64_t written_bytes, write_us, read_bytes, read_us, given_at_us;
 } psi_totals;
 
-/* A trim on its way, from the last reading that showed no need to the pages returned. */
+/* A trim on its way, from the last reading that showed no need for it to the pages returned. */
 typedef struct psi_ask {
     bool open;
     uint64_t since_us;          /* that reading */
     uint64_t asked_us;          /* the decision */
     uint64_t written_before_us; /* time spent in stores before it: no part of the reaction time */
-    uint64_t returned_before;
+    uint64_t returned_before, bytes;
 } psi_ask;
 
 struct psi_cache {
@@ -35,9 +35,10 @@ struct psi_cache {
     psi_signal *signal;    /* these five the watcher's alone */
     psi_trigger *trigger;
     psi_culprits *culprits;
-    uint64_t culprits_at_us, tuning_saved_us, fine_at_us; /* fine: the last reading without need */
-    size_t armed;                                         /* triggers that wait now */
-    bool woken;                                           /* one of them woke the watcher */
+    uint64_t culprits_at_us, tuning_saved_us,
+        fine_at_us; /* fine: the last reading without a need that waits for its pages */
+    size_t armed;   /* triggers that wait now */
+    bool woken;     /* one of them woke the watcher */
     psi_ask ask;
     bool tuning_error_said;
     pthread_mutex_t lock; /* guards all below but the atomics */

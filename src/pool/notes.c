@@ -34,14 +34,15 @@ static void log_trim(const psi_cache *cache, const psi_demand *demand) {
                  (unsigned long long)(d->trim_bytes / MIB), (unsigned long long)(demand->resident_bytes / MIB));
 }
 
-/* An ask begins with the first trim of a row of readings that call for one. */
+/* An ask begins with a trim while none is on its way; what later readings want more of belongs to the next. */
 static void open_ask(psi_cache *cache, const psi_demand *demand) {
     psi_totals t = totals_of(cache);
     cache->ask = (psi_ask){.open = true,
                            .since_us = cache->fine_at_us != 0 ? cache->fine_at_us : cache->reading.at_us,
                            .asked_us = cache->reading.at_us,
                            .written_before_us = t.write_us,
-                           .returned_before = demand->returned_bytes};
+                           .returned_before = demand->returned_bytes,
+                           .bytes = cache->decision.trim_bytes};
     cache->ask_is_new = true;
 }
 
@@ -64,11 +65,13 @@ void psi_notes_decided(psi_cache *cache, const psi_demand *demand) {
 /* The answer is there when what was asked is given, or is asked no more. */
 static void close_ask(psi_cache *cache, const psi_totals *t) {
     psi_ask *ask = &cache->ask;
-    if (!ask->open || t->pending_bytes > 0) {
+    uint64_t returned = t->returned_bytes - ask->returned_before;
+    if (!ask->open || (t->pending_bytes > 0 && returned < ask->bytes)) {
         return;
     }
     ask->open = false;
-    if (t->returned_bytes <= ask->returned_before || t->given_at_us < ask->asked_us) {
+    cache->fine_at_us = cache->reading.at_us;
+    if (returned == 0 || t->given_at_us < ask->asked_us) {
         return;
     }
     psi_tally *tally = &cache->tally;

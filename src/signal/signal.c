@@ -85,7 +85,7 @@ static uint32_t check_alarm(psi_signal *signal, psi_reading *reading) {
 void psi_signal_read(psi_signal *signal, uint32_t look, psi_reading *reading) {
     uint64_t at_us = now_us(signal);
     look &= PSI_LOOK_ALL;
-    bool may_check = look & PSI_LOOK_COUNTERS;
+    bool may_check = look & PSI_LOOK_AMOUNTS;
     if ((look & PSI_LOOK_COUNTERS) && !is_due(&signal->counters, at_us, COUNTERS_US))
         look &= ~(uint32_t)PSI_LOOK_COUNTERS;
     if ((look & PSI_LOOK_RARE) && !is_due(&signal->rare, at_us, RARE_US))
