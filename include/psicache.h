@@ -254,7 +254,7 @@ typedef struct psi_stats {
     uint64_t guarded_trims;    /* times that one was withheld */
     uint64_t trim_cycles;      /* runs of trims without a restore between them */
     uint64_t regrow_cycles;    /* runs of restores without a trim between them */
-    uint64_t reaction_last_us; /* from the last reading that showed no need to the last page returned */
+    uint64_t reaction_last_us; /* from the last reading that showed no need to the first page returned */
     uint64_t reaction_most_us;
     uint64_t written_bytes;       /* to the store */
     uint64_t clean_bytes;         /* resident, and in the store already: can go without a write */

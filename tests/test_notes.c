@@ -40,6 +40,7 @@ static void reading(uint64_t at_ms, uint64_t trim_mib, uint64_t pending_mib) {
 static void given(uint64_t at_ms, uint64_t mib) {
     pool.returned_bytes += mib * MIB;
     pool.given_at_us = at_ms * MS;
+    pool.first_given_at_us = pool.first_given_at_us != 0 ? pool.first_given_at_us : at_ms * MS;
 }
 
 static void it_counts_from_the_last_reading_without_need(void **state) {
@@ -66,16 +67,20 @@ static void an_ask_is_answered_though_more_is_asked(void **state) {
     assert_int_equal(cache.tally.reaction_most_us, 18 * MS);
 }
 
-static void half_an_answer_is_none_until_no_more_is_asked(void **state) {
+static void the_first_pages_count_the_rest_is_learned_from(void **state) {
     (void)state;
+    cache.control.tuning.reaction_us = 1;
     reading(1000, 0, 0);
     reading(1005, 10, 10);
     given(1012, 4);
     reading(1015, 0, 6);
-    assert_int_equal(cache.tally.reaction_last_us, 0);
-    given(1040, 6);
-    reading(1045, 0, 0);
-    assert_int_equal(cache.tally.reaction_last_us, 40 * MS);
+    assert_int_equal(cache.tally.reaction_last_us, 12 * MS);
+    assert_int_equal((int)cache.control.tuning.reaction_us, 1);
+    given(1055, 6);
+    pool.write_us += 20 * MS;
+    reading(1060, 0, 0);
+    assert_int_equal(cache.tally.reaction_last_us, 12 * MS);
+    assert_int_equal((int)cache.control.tuning.reaction_us, 30 * MS);
 }
 
 static void what_is_withdrawn_unanswered_is_no_reaction(void **state) {
@@ -94,7 +99,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(it_counts_from_the_last_reading_without_need, setup),
         cmocka_unit_test_setup(an_ask_is_answered_though_more_is_asked, setup),
-        cmocka_unit_test_setup(half_an_answer_is_none_until_no_more_is_asked, setup),
+        cmocka_unit_test_setup(the_first_pages_count_the_rest_is_learned_from, setup),
         cmocka_unit_test_setup(what_is_withdrawn_unanswered_is_no_reaction, setup),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

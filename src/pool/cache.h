@@ -16,12 +16,12 @@ typedef struct psi_tally {
 /* Sums over the pools. */
 typedef struct psi_totals {
     uint64_t trimmed_bytes, restored_bytes, returned_bytes, pending_bytes;
-    uint64_t written_bytes, write_us, read_bytes, read_us, given_at_us;
+    uint64_t written_bytes, write_us, read_bytes, read_us, given_at_us, first_given_at_us;
 } psi_totals;
 
 /* A trim on its way, from the last reading that showed no need for it to the pages returned. */
 typedef struct psi_ask {
-    bool open;
+    bool open, seen;            /* seen: its first pages are there */
     uint64_t since_us;          /* that reading */
     uint64_t asked_us;          /* the decision */
     uint64_t written_before_us; /* time spent in stores before it: no part of the reaction time */

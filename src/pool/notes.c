@@ -8,6 +8,9 @@
 #define TUNING_SAVE_EVERY_US 60000000u
 #define MIB (1u << 20)
 
+/* 0: not yet. */
+static uint64_t earlier(uint64_t a_us, uint64_t b_us) { return b_us != 0 && (a_us == 0 || b_us < a_us) ? b_us : a_us; }
+
 static psi_totals totals_of(psi_cache *cache) {
     psi_totals t = {0};
     for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
@@ -21,6 +24,7 @@ static psi_totals totals_of(psi_cache *cache) {
         t.read_bytes += pool->read_bytes;
         t.read_us += pool->read_us;
         t.given_at_us = pool->given_at_us > t.given_at_us ? pool->given_at_us : t.given_at_us;
+        t.first_given_at_us = earlier(t.first_given_at_us, pool->first_given_at_us);
         pthread_mutex_unlock(&pool->lock);
     }
     return t;
@@ -36,6 +40,11 @@ static void log_trim(const psi_cache *cache, const psi_demand *demand) {
 
 /* An ask begins with a trim while none is on its way; what later readings want more of belongs to the next. */
 static void open_ask(psi_cache *cache, const psi_demand *demand) {
+    for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
+        pthread_mutex_lock(&pool->lock);
+        pool->first_given_at_us = 0;
+        pthread_mutex_unlock(&pool->lock);
+    }
     psi_totals t = totals_of(cache);
     cache->ask = (psi_ask){.open = true,
                            .since_us = cache->fine_at_us != 0 ? cache->fine_at_us : cache->reading.at_us,
@@ -62,7 +71,19 @@ void psi_notes_decided(psi_cache *cache, const psi_demand *demand) {
     }
 }
 
-/* The answer is there when what was asked is given, or is asked no more. */
+static void see_first_pages(psi_cache *cache, const psi_totals *t) {
+    psi_tally *tally = &cache->tally;
+    if (!cache->ask.open || cache->ask.seen || t->first_given_at_us == 0) {
+        return;
+    }
+    cache->ask.seen = true;
+    tally->reaction_last_us = t->first_given_at_us - cache->ask.since_us;
+    tally->reaction_most_us =
+        tally->reaction_last_us > tally->reaction_most_us ? tally->reaction_last_us : tally->reaction_most_us;
+}
+
+/* The answer is there when what was asked is given, or is asked no more. How long it took, less what the store took, is
+ * this engine's reaction time. */
 static void close_ask(psi_cache *cache, const psi_totals *t) {
     psi_ask *ask = &cache->ask;
     uint64_t returned = t->returned_bytes - ask->returned_before;
@@ -74,10 +95,6 @@ static void close_ask(psi_cache *cache, const psi_totals *t) {
     if (returned == 0 || t->given_at_us < ask->asked_us) {
         return;
     }
-    psi_tally *tally = &cache->tally;
-    tally->reaction_last_us = t->given_at_us - ask->since_us;
-    tally->reaction_most_us =
-        tally->reaction_last_us > tally->reaction_most_us ? tally->reaction_last_us : tally->reaction_most_us;
     uint64_t took_us = t->given_at_us - ask->asked_us, wrote_us = t->write_us - ask->written_before_us;
     psi_tuning_note_reaction(&cache->control.tuning, took_us > wrote_us ? took_us - wrote_us : 0);
 }
@@ -106,6 +123,7 @@ static void note_store(psi_cache *cache, const psi_totals *t) {
 
 void psi_notes_given(psi_cache *cache) {
     psi_totals t = totals_of(cache);
+    see_first_pages(cache, &t);
     close_ask(cache, &t);
     note_direction(cache, &t);
     note_store(cache, &t);

@@ -69,9 +69,9 @@ struct psi_pool {
     uint64_t unwritten_bytes; /* of those, what the store has not yet */
     uint64_t clean_bytes;     /* resident, and in the store already */
     uint64_t written_bytes, write_us, read_bytes, read_us; /* to and from the store, and how long that took */
-    uint64_t given_at_us;                                  /* when a trim last gave pages back */
-    bool exchangeable; /* some block could go for a new one to come, at the floor too */
-    uint32_t fresh;    /* blocks that became RESIDENT from EMPTY since the last safe point */
+    uint64_t given_at_us, first_given_at_us; /* when a trim last gave pages back, and first in answer to an ask */
+    bool exchangeable;                       /* some block could go for a new one to come, at the floor too */
+    uint32_t fresh;                          /* blocks that became RESIDENT from EMPTY since the last safe point */
 };
 
 /* What a trim may touch. */

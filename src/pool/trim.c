@@ -130,6 +130,7 @@ uint64_t psi_trim(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, uin
         pool->returned_bytes += psi_layout_give_back(pool);
         pool->trimmed_bytes += given;
         pool->given_at_us = psi_os_now_us();
+        pool->first_given_at_us = pool->first_given_at_us != 0 ? pool->first_given_at_us : pool->given_at_us;
     }
     return given;
 }
