@@ -11,9 +11,10 @@ its first MiB on. Between spikes the cache is filled again. What is measured:
             (RssAnon) having dropped by 1 MiB; a drop before the sign counts as 0
   taken     the same from the spike's first byte
   scarce    the same from the moment when less than 1/16 of the limit is free
-  inside    what the library says of itself (reaction_last_us), where this build says it
+  inside    what the library says of itself (reaction_last_us), where this build says it: from its last reading that
+            needed nothing, so the sleep before the spike was seen counts too; a bound, not the reaction itself
 
-Bar: p99 of outside, and of inside where it is known, at most 20 ms; and nobody killed. Ends with 1 when it is missed.
+Bar: p99 of outside at most 20 ms, the sampler's own gap (p99) added; and nobody killed. Ends with 1 when it is missed.
 Writes build/bench/reaction.json.
 """
 import argparse
@@ -180,7 +181,7 @@ def main():
     rig.save("reaction.json", {"rows": rows, "outside": outside, "taken": taken, "inside": inside, "kills": kills,
                                "settings": {k: v for k, v in vars(options).items()}, "bar_ms": BAR_MS,
                                "build": rig.library_build(), "machine": rig.demo.machine()})
-    held = outside is not None and outside["p99_ms"] <= BAR_MS and (inside is None or inside["p99_ms"] <= BAR_MS)
+    held = outside is not None and outside["p99_ms"] + gap["p99_ms"] <= BAR_MS
     return 0 if held and answered == len(rows) >= options.spikes and not kills["count"] else 1
 
 
