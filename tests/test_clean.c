@@ -125,6 +125,32 @@ static void the_watcher_gives_up_clean_blocks_only(void **state) {
     psi_cache_close(cache);
 }
 
+/* What is asked of an engine's thread, and how much of it may go unwritten. */
+static uint64_t trimmed_at_a_step(psi_pool *pool, uint64_t want_blocks, uint64_t may_drop_blocks) {
+    uint64_t before = stats_of(pool->cache).trimmed_bytes;
+    atomic_store(&pool->want_trim_bytes, want_blocks * 4 * page);
+    atomic_store(&pool->may_drop_bytes, may_drop_blocks * 4 * page);
+    (void)psi_pool_step(pool);
+    return (stats_of(pool->cache).trimmed_bytes - before) / (4 * page);
+}
+
+static void a_spike_faster_than_the_store_drops_what_it_may(void **state) {
+    (void)state;
+    psi_cache *cache = quiet_cache(0);
+    psi_pool *pool = filled_pool(cache);
+    assert_true(psi_clean_one(pool, PSI_TRIM_ALL) > 0);
+    assert_true(psi_clean_one(pool, PSI_TRIM_ALL) > 0);
+    assert_int_equal(trimmed_at_a_step(pool, 10, 0), 2); /* what the store has */
+    assert_int_equal(stats_of(cache).dropped_bytes, 0);
+    assert_true(psi_clean_one(pool, PSI_TRIM_ALL) > 0);
+    assert_int_equal(trimmed_at_a_step(pool, 10, 4), 5); /* one of them is in the store */
+    assert_int_equal(stats_of(cache).dropped_bytes, 4 * 4 * page);
+    assert_int_equal(stats_of(cache).stored_bytes, 3 * 4 * page);
+    assert_int_equal(trimmed_at_a_step(pool, 10, 0), 0); /* leave is given for one step */
+    psi_pool_destroy(pool);
+    psi_cache_close(cache);
+}
+
 static void a_written_block_is_not_clean_any_more(void **state) {
     (void)state;
     psi_cache *cache = quiet_cache(0);
@@ -279,6 +305,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(clean_blocks_go_without_a_write),
         cmocka_unit_test(the_watcher_gives_up_clean_blocks_only),
+        cmocka_unit_test(a_spike_faster_than_the_store_drops_what_it_may),
         cmocka_unit_test(a_written_block_is_not_clean_any_more),
         cmocka_unit_test(a_full_store_says_so_and_loses_nothing),
         cmocka_unit_test(written_and_cleaned_at_once_no_byte_is_wrong),

@@ -70,6 +70,48 @@ static void urgent_gives_all_that_is_needed_at_once(void **state) {
     assert_int_equal(decide_new(filling(10, 5000), cache_of(1000)).trim_bytes, 900 * MIB); /* what is evictable */
 }
 
+/* The second reading of a fill that goes on; reaction 100 ms. */
+static uint64_t dropped(uint64_t headroom_mib, int64_t mib_per_s, uint64_t unwritten_mib) {
+    psi_demand demand = cache_of(1000); /* 900 MiB evictable */
+    psi_control control = new_control();
+    control.options.tune = true;
+    control.tuning.reaction_us = 100 * MS;
+    psi_reading reading = filling(headroom_mib + 8, mib_per_s);
+    reading.fill_age_us = 2 * MS;
+    demand.unwritten_bytes = 0;
+    (void)decide(&control, reading, demand);
+    reading.at_us += 2 * MS;
+    reading.fill_age_us += 2 * MS;
+    reading.headroom_bytes -= 8 * MIB;
+    demand.unwritten_bytes = unwritten_mib * MIB;
+    return decide(&control, reading, demand).drop_bytes;
+}
+
+static void blocks_are_lost_only_when_there_is_no_second_chance(void **state) {
+    (void)state;
+    assert_int_equal(dropped(300, 2900, 800), 0); /* 290 MiB until the next safe point */
+    /* 400 MiB until then; 256 + 400 - 300 wanted, and the store has 100 of them */
+    assert_near((double)dropped(300, 4000, 800) / (double)MIB, 256, 0.01);
+    assert_int_equal(dropped(300, 4000, 300), 0); /* the store has enough */
+    assert_int_equal(dropped(0, 0, 900), 0);      /* nothing fills */
+    assert_int_equal(dropped(0, 50000, 2000), 900 * MIB);
+}
+
+static void one_jump_loses_no_block(void **state) {
+    (void)state;
+    psi_control control = new_control();
+    psi_demand demand = cache_of(1000);
+    demand.unwritten_bytes = 900 * MIB;
+    (void)decide(&control, headroom_of(3000), demand);
+    psi_reading reading = filling(0, 30000);
+    reading.at_us += 100 * MS;
+    reading.fill_age_us = 100 * MS;
+    assert_int_equal(decide(&control, reading, demand).drop_bytes, 0);
+    reading.at_us += 2 * MS;
+    reading.fill_age_us += 2 * MS; /* the window still holds the jump */
+    assert_int_equal(decide(&control, reading, demand).drop_bytes, 0);
+}
+
 static void stall_alone_gives_one_step_a_second(void **state) {
     (void)state;
     psi_control control = new_control();
@@ -362,6 +404,8 @@ int main(void) {
         cmocka_unit_test(limits_of_the_user_move_the_decision),
         cmocka_unit_test(pending_bytes_are_not_asked_for_twice),
         cmocka_unit_test(urgent_gives_all_that_is_needed_at_once),
+        cmocka_unit_test(blocks_are_lost_only_when_there_is_no_second_chance),
+        cmocka_unit_test(one_jump_loses_no_block),
         cmocka_unit_test(stall_alone_gives_one_step_a_second),
         cmocka_unit_test(restore_waits_for_dwell_and_goes_in_steps),
         cmocka_unit_test(restore_keeps_the_index_below_the_lower_limit),

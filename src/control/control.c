@@ -80,6 +80,27 @@ static uint64_t safety_bytes(const psi_control *control, const psi_reading *read
     return psi_to_whole(PSI_INDEX_ANCHOR * wanted / middle - psi_left_bytes(reading));
 }
 
+/* Two readings saw the spike: one jump, however large, may be all there is. */
+static bool goes_on(const psi_control *control, const psi_reading *reading) {
+    return control->seen_fill_age_us > 0 && reading->fill_age_us > control->seen_fill_age_us &&
+           reading->headroom_bytes < control->seen_headroom_bytes;
+}
+
+/* What must go at the coming safe point, written or not: at this rate the limit is reached before there is another one,
+ * and the store is behind. A lost block is computed again; a killed process is not. */
+static uint64_t drop_bytes(const psi_control *control, const psi_reading *reading, const psi_demand *demand) {
+    if (!psi_has(reading, PSI_HAVE_HEADROOM | PSI_HAVE_FILL) || reading->fill_bytes_per_s <= 0)
+        return 0;
+    if (!goes_on(control, reading))
+        return 0;
+    double until_next = (double)reading->fill_bytes_per_s * (double)control->mapping.reaction_us / 1e6;
+    if (until_next < (double)reading->headroom_bytes)
+        return 0;
+    double wanted = (double)control->mapping.reserve_bytes + until_next - (double)reading->headroom_bytes;
+    uint64_t unwritten = psi_least(demand->unwritten_bytes, demand->evictable_bytes);
+    return psi_least(psi_since(psi_to_whole(wanted), demand->evictable_bytes - unwritten), unwritten);
+}
+
 static uint64_t share_of(double share, uint64_t bytes) { return psi_to_whole(share * (double)bytes); }
 
 static uint64_t comfort_bytes(const psi_control *control, const psi_demand *demand, const psi_decision *decision) {
@@ -135,6 +156,7 @@ static void act(psi_control *control, const psi_reading *reading, const psi_dema
     if (decision->band == PSI_BAND_SAFETY) {
         decision->urgent = is_urgent(control, reading, demand);
         trim(control, reading, demand, safety_bytes(control, reading, demand), decision);
+        decision->drop_bytes = drop_bytes(control, reading, demand);
     } else if (decision->band == PSI_BAND_COMFORT) {
         trim_for_comfort(control, reading, demand, decision);
     } else {
@@ -172,4 +194,6 @@ void psi_control_decide(psi_control *control, const psi_reading *reading, const 
     if (control->options.tune)
         psi_tuning_see(&control->tuning, reading, is_calm(control, reading, demand, decision));
     control->seen_us = reading->at_us;
+    control->seen_fill_age_us = psi_has(reading, PSI_HAVE_FILL) ? reading->fill_age_us : 0;
+    control->seen_headroom_bytes = psi_has(reading, PSI_HAVE_HEADROOM) ? reading->headroom_bytes : 0;
 }

@@ -77,6 +77,7 @@ typedef struct psi_decision {
     double index, index_stall, index_headroom, index_forecast, index_thrash;
     psi_band band;
     uint64_t trim_bytes;    /* give back this many more now; 0: none */
+    uint64_t drop_bytes;    /* so many may go unwritten: they are needed before the engine can be asked again */
     uint64_t restore_bytes; /* may take this many again; 0: none */
     bool urgent;            /* no time to go in steps: exhaustion within the horizon */
     bool refuse;            /* index above high: no new memory once nothing is left to trim */
@@ -95,9 +96,9 @@ typedef struct psi_control {
     psi_mapping mapping; /* of the last decision */
     uint64_t last_trim_us, last_restore_us;
     bool trimmed_before, restored_before;
-    uint64_t seen_us;     /* of the last reading */
-    uint64_t counters_us; /* when COUNTERS were asked for last */
-    struct {              /* guard.c: the trim being judged */
+    uint64_t seen_us, seen_fill_age_us, seen_headroom_bytes; /* of the last reading */
+    uint64_t counters_us;                                    /* when COUNTERS were asked for last */
+    struct {                                                 /* guard.c: the trim being judged */
         bool open, given, by_thrash;
         psi_band band;
         uint64_t at_us, given_us, bytes, given_bytes, returned_before;

@@ -2,8 +2,10 @@
  * the rest as a request that the engine's thread takes at its safe point. Watcher's thread, under the cache's lock. */
 #include "pool/watcher.h"
 
-/* A trim holds the pool's lock, for which the engine may wait: so in portions. */
+/* A trim holds the pool's lock, for which the engine may wait: so in portions. In a hurry they are large: neighbours
+ * that go together are one call to the kernel, and a tenth of the time. */
 #define PORTION_BYTES (UINT64_C(2) << 20)
+#define PORTION_URGENT_BYTES (UINT64_C(32) << 20)
 /* Writing goes on between readings, never instead of them: what the store takes longer for waits for the next one. */
 #define WRITE_WHILE_PRESSED_US 20000u
 #define WRITE_AHEAD_US 5000u
@@ -43,43 +45,65 @@ static int64_t write_or_say(psi_pool *pool, uint64_t want_bytes, psi_trim_scope 
     return written;
 }
 
-static uint64_t trim_portion(psi_pool *pool, uint64_t want_bytes, bool first) {
+/* One portion, of what the store has, or (PSI_TRIM_DROP_ASLEEP) of what it has not. */
+static uint64_t trim_portion(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, bool urgent) {
+    uint64_t most = urgent ? PORTION_URGENT_BYTES : PORTION_BYTES;
     pthread_mutex_lock(&pool->lock);
-    uint64_t portion = want_bytes < PORTION_BYTES ? want_bytes : PORTION_BYTES;
-    uint64_t given = psi_trim(pool, portion, PSI_TRIM_ASLEEP, pool->floor_bytes);
-    pool->trims += first && given > 0;
+    uint64_t given = psi_trim(pool, want_bytes < most ? want_bytes : most, scope, pool->floor_bytes);
     pthread_mutex_unlock(&pool->lock);
     return given;
 }
 
-/* Gives back blocks that the present step cannot read, each as soon as the store has it. Returns what is left. */
-static uint64_t trim_asleep(psi_pool *pool, uint64_t want_bytes, uint64_t until_us) {
-    bool first = true;
-    while (want_bytes > 0) {
-        uint64_t given = trim_portion(pool, want_bytes, first);
-        want_bytes = given < want_bytes ? want_bytes - given : 0;
-        first = first && given == 0;
-        if (given == 0 && write_or_say(pool, 1, PSI_TRIM_ASLEEP, until_us) <= 0) {
-            break;
-        }
+static uint64_t trim_portions(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, bool urgent) {
+    uint64_t all = 0, given = 1;
+    while (given > 0 && all < want_bytes) {
+        given = trim_portion(pool, want_bytes - all, scope, urgent);
+        all += given;
     }
-    return want_bytes;
+    return all;
 }
 
-static void survey_of(psi_pool *pool, uint64_t *evictable_bytes, uint64_t *hidden_bytes) {
+static void count_trim(psi_pool *pool) {
     pthread_mutex_lock(&pool->lock);
-    *evictable_bytes = pool->evictable_bytes;
-    *hidden_bytes = (uint64_t)pool->hidden * pool->block_total_bytes;
+    pool->trims++;
     pthread_mutex_unlock(&pool->lock);
 }
 
+/* Gives back blocks that the present step cannot read: what the store has; what there is no time to write; the rest
+ * each as soon as the store has it. Returns bytes given. */
+static uint64_t trim_asleep(psi_pool *pool, uint64_t want_bytes, uint64_t drop_bytes, bool urgent, uint64_t until_us) {
+    uint64_t given = trim_portions(pool, want_bytes, PSI_TRIM_ASLEEP, urgent);
+    uint64_t left = want_bytes - (given < want_bytes ? given : want_bytes);
+    given += trim_portions(pool, left < drop_bytes ? left : drop_bytes, PSI_TRIM_DROP_ASLEEP, urgent);
+    while (given < want_bytes && write_or_say(pool, 1, PSI_TRIM_ASLEEP, until_us) > 0) {
+        given += trim_portions(pool, want_bytes - given, PSI_TRIM_ASLEEP, urgent);
+    }
+    if (given > 0) {
+        count_trim(pool);
+    }
+    return given;
+}
+
+static psi_demand survey_of(psi_pool *pool) {
+    pthread_mutex_lock(&pool->lock);
+    psi_demand own = {.evictable_bytes = pool->evictable_bytes,
+                      .unwritten_bytes = pool->unwritten_bytes,
+                      .returnable_bytes = (uint64_t)pool->hidden * pool->block_total_bytes};
+    pthread_mutex_unlock(&pool->lock);
+    return own;
+}
+
+static uint64_t part_of(uint64_t bytes, uint64_t own, uint64_t all) {
+    return own < all ? (uint64_t)((double)bytes * (double)own / (double)all) : bytes;
+}
+
 /* Asks each pool for its part of the rest, and writes ahead what it will take. */
-static void ask_for_trim(psi_cache *cache, uint64_t want_bytes, uint64_t evictable_bytes, uint64_t until_us) {
-    for (psi_pool *pool = cache->pools; pool != NULL && evictable_bytes > 0; pool = pool->next) {
-        uint64_t evictable = 0, hidden = 0;
-        survey_of(pool, &evictable, &hidden);
-        double part = (double)evictable / (double)evictable_bytes;
-        uint64_t bytes = (uint64_t)((double)want_bytes * (part < 1 ? part : 1));
+static void ask_for_trim(psi_cache *cache, uint64_t want_bytes, uint64_t drop_bytes, const psi_demand *demand,
+                         uint64_t until_us) {
+    for (psi_pool *pool = cache->pools; pool != NULL && demand->evictable_bytes > 0; pool = pool->next) {
+        psi_demand own = survey_of(pool);
+        uint64_t bytes = part_of(want_bytes, own.evictable_bytes, demand->evictable_bytes);
+        atomic_store(&pool->may_drop_bytes, part_of(drop_bytes, own.unwritten_bytes, demand->unwritten_bytes));
         (void)atomic_fetch_add(&pool->want_trim_bytes, bytes);
         atomic_store(&pool->may_write, write_or_say(pool, bytes, PSI_TRIM_ALL, until_us) < 0);
     }
@@ -87,8 +111,7 @@ static void ask_for_trim(psi_cache *cache, uint64_t want_bytes, uint64_t evictab
 
 static void ask_for_restore(psi_cache *cache, uint64_t bytes) {
     for (psi_pool *pool = cache->pools; pool != NULL && bytes > 0; pool = pool->next) {
-        uint64_t evictable = 0, hidden = 0;
-        survey_of(pool, &evictable, &hidden);
+        uint64_t hidden = survey_of(pool).returnable_bytes;
         uint64_t part = hidden < bytes ? hidden : bytes;
         if (part > 0) {
             atomic_store(&pool->want_restore_bytes, part);
@@ -102,6 +125,7 @@ static void ask_for_restore(psi_cache *cache, uint64_t bytes) {
 static uint64_t withdraw(psi_cache *cache) {
     uint64_t bytes = 0;
     for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
+        atomic_store(&pool->may_drop_bytes, 0);
         bytes += atomic_exchange(&pool->want_trim_bytes, 0);
     }
     return bytes;
@@ -125,9 +149,10 @@ void psi_give(psi_cache *cache, const psi_decision *decision, const psi_demand *
     if (pressed && want > 0) {
         uint64_t until_us = psi_os_now_us() + WRITE_WHILE_PRESSED_US;
         for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
-            want = trim_asleep(pool, want, until_us);
+            uint64_t given = trim_asleep(pool, want, decision->drop_bytes, decision->urgent, until_us);
+            want = given < want ? want - given : 0;
         }
-        ask_for_trim(cache, want, demand->evictable_bytes, until_us);
+        ask_for_trim(cache, want, decision->drop_bytes, demand, until_us);
     }
     ask_for_restore(cache, decision->restore_bytes);
 }

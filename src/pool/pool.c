@@ -386,8 +386,20 @@ static uint64_t trim_by_hand(psi_pool *pool) {
     return bytes > 0 ? psi_trim(pool, bytes, PSI_TRIM_ALL, pool->floor_bytes) : 0;
 }
 
+/* A spike faster than the store: the block is lost rather than the process. */
+static uint64_t drop(psi_pool *pool, uint64_t bytes) {
+    uint64_t given = psi_trim(pool, bytes, PSI_TRIM_DROP, pool->floor_bytes);
+    if (given > 0 && !pool->drop_said) {
+        pool->drop_said = true;
+        psi_log_line(psi_cache_log(pool->cache), PSI_LOG_WARN,
+                     "pool %s: a spike left no time to write %llu MiB of blocks; they are dropped", pool->name,
+                     (unsigned long long)(given >> 20));
+    }
+    return given;
+}
+
 /* What the watcher asked for: what the store has already. The rest waits for the watcher to write it, outside of any
- * step, unless it cannot. */
+ * step, unless it cannot, or there is no time for it. */
 static uint64_t trim_as_asked(psi_pool *pool, uint64_t given) {
     uint64_t asked = atomic_exchange(&pool->want_trim_bytes, 0);
     if (asked <= given) {
@@ -395,6 +407,10 @@ static uint64_t trim_as_asked(psi_pool *pool, uint64_t given) {
     }
     bool writes = atomic_load(&pool->may_write);
     uint64_t now = psi_trim(pool, asked - given, writes ? PSI_TRIM_ALL : PSI_TRIM_CLEAN, pool->floor_bytes);
+    uint64_t may_drop = atomic_exchange(&pool->may_drop_bytes, 0);
+    if (!writes && may_drop > 0 && now < asked - given) {
+        now += drop(pool, lesser(asked - given - now, may_drop));
+    }
     psi_trim_survey(pool);
     if (!writes && now < asked - given && pool->unwritten_bytes > 0) {
         (void)atomic_fetch_add(&pool->want_trim_bytes, lesser(asked - given - now, pool->unwritten_bytes));

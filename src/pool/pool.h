@@ -57,9 +57,10 @@ struct psi_pool {
     uint32_t hidden;                    /* of the stored: blocks that the last step would have read */
     uint64_t trims, restores, refusals, trimmed_bytes, restored_bytes, store_errors;
     uint64_t returned_bytes; /* to the system, in whole pages: less than trimmed where blocks share pages */
-    bool store_error_said;
+    bool store_error_said, drop_said;
     /* Requests from the watcher and from other processes, taken at the next safe point; any thread. */
     _Atomic uint64_t want_trim_bytes, want_restore_bytes;
+    _Atomic uint64_t may_drop_bytes;     /* of want_trim_bytes: so many may go though the store has them not */
     _Atomic uint32_t want_trim_permille; /* by hand */
     _Atomic bool want_restore_all;       /* by hand */
     _Atomic bool refuses;
@@ -76,10 +77,12 @@ struct psi_pool {
 
 /* What a trim may touch. */
 typedef enum psi_trim_scope {
-    PSI_TRIM_ASLEEP, /* blocks that the present step cannot read and the store has: any thread, at any time */
-    PSI_TRIM_CLEAN,  /* and then the policy's choice of the rest, what the store has: the engine's thread, at a safe
-                        point */
-    PSI_TRIM_ALL     /* the same, what the store has not is written now */
+    PSI_TRIM_ASLEEP,      /* blocks that the present step cannot read and the store has: any thread, at any time */
+    PSI_TRIM_DROP_ASLEEP, /* the same, what the store has not is lost */
+    PSI_TRIM_CLEAN, /* and then the policy's choice of the rest, what the store has: the engine's thread, at a safe
+                       point */
+    PSI_TRIM_ALL,   /* the same, what the store has not is written now */
+    PSI_TRIM_DROP   /* the same, what the store has not is lost */
 } psi_trim_scope;
 
 /* layout.c: where a block's bytes are. */

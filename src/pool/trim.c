@@ -11,7 +11,7 @@
 
 /* True when the step that runs (or, before a safe point, the one that comes) cannot read the block. */
 static bool is_asleep(const psi_pool *pool, const psi_block *b, psi_trim_scope scope) {
-    if (scope == PSI_TRIM_ASLEEP && !pool->in_step && pool->step > 0) {
+    if (scope < PSI_TRIM_CLEAN && !pool->in_step && pool->step > 0) {
         bool idle = psi_os_now_us() - pool->step_end_us > PSI_IDLE_US;
         return b->used < pool->step || (idle && b->used == pool->step);
     }
@@ -76,10 +76,13 @@ static int clean(psi_pool *pool, uint32_t block) {
     return error;
 }
 
-/* Takes one block out of memory: to the store; to nowhere, when the user chose no store. False: it stays. */
-static bool evict(psi_pool *pool, uint32_t block, bool asleep) {
+static bool drops(psi_trim_scope scope) { return scope == PSI_TRIM_DROP || scope == PSI_TRIM_DROP_ASLEEP; }
+
+/* Takes one block out of memory: to the store; to nowhere, when the user chose no store or there is no time to write.
+ * False: it stays. */
+static bool evict(psi_pool *pool, uint32_t block, psi_trim_scope scope, bool asleep) {
     psi_block *b = &pool->block[block];
-    if (pool->store == NULL) {
+    if (pool->store == NULL || (drops(scope) && b->slot == PSI_SLOT_NONE)) {
         psi_block_move(pool, block, PSI_BLOCK_DROPPED);
     } else {
         int error = clean(pool, block);
@@ -102,13 +105,13 @@ static uint64_t resident_bytes(const psi_pool *pool) { return (uint64_t)pool->re
 static uint64_t take(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, bool asleep, uint64_t floor_bytes) {
     size_t count = collect(pool, scope, asleep);
     uint64_t given = 0;
-    bool only_clean = pool->store != NULL && scope != PSI_TRIM_ALL; /* writes none */
+    bool only_clean = pool->store != NULL && !drops(scope) && scope != PSI_TRIM_ALL; /* writes none */
     while (count > 0 && given < want_bytes && resident_bytes(pool) > floor_bytes) {
         psi_candidate next = psi_policy_pop(pool->policy, pool->candidates, &count);
         if (only_clean && pool->block[next.block].slot == PSI_SLOT_NONE) {
             continue;
         }
-        if (evict(pool, next.block, asleep)) {
+        if (evict(pool, next.block, scope, asleep)) {
             given += psi_layout_block_bytes(pool, next.block);
         } else {
             only_clean = true; /* the store failed: what it has already goes all the same */
@@ -120,10 +123,10 @@ static uint64_t take(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, 
 uint64_t psi_trim(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, uint64_t floor_bytes) {
     uint64_t given = 0;
     /* Without a store even a block asleep is lost to the sequence that wakes: not behind the engine's back. */
-    if (pool->store != NULL || scope != PSI_TRIM_ASLEEP) {
+    if (pool->store != NULL || scope >= PSI_TRIM_CLEAN) {
         given = take(pool, want_bytes, scope, true, floor_bytes);
     }
-    if (given < want_bytes && scope != PSI_TRIM_ASLEEP) {
+    if (given < want_bytes && scope >= PSI_TRIM_CLEAN) {
         given += take(pool, want_bytes - given, scope, false, floor_bytes);
     }
     if (given > 0) {
