@@ -291,7 +291,7 @@ ssize_t psi_os_read_small(const char *path, char *buffer, size_t capacity) {
     if (capacity == 0) {
         return -EINVAL;
     }
-    int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK); /* a FIFO must not hold us */
     if (descriptor < 0) {
         return -errno;
     }
@@ -472,6 +472,10 @@ void psi_os_forget(int descriptor, uint64_t offset, uint64_t count) {
 
 int psi_os_replace_file(const char *path, const char *bytes, size_t count) {
     char beside[PATH_MAX];
+    struct stat there;
+    if (lstat(path, &there) == 0 && !S_ISREG(there.st_mode)) {
+        return -EEXIST;
+    }
     int length = snprintf(beside, sizeof(beside), "%s.XXXXXX", path);
     if (length < 0 || (size_t)length >= sizeof(beside)) {
         return -ENAMETOOLONG;

@@ -16,22 +16,24 @@ static pthread_once_t fork_handlers = PTHREAD_ONCE_INIT;
 
 /* ---- fork: the child must not find a lock held by a thread that it does not have ---------------- */
 
-static void for_each_lock(int (*call)(pthread_mutex_t *)) {
+static void before_fork(void) {
+    pthread_mutex_lock(&registry_lock);
     for (psi_cache *cache = registry; cache != NULL; cache = cache->next) {
-        (void)call(&cache->lock);
+        pthread_mutex_lock(&cache->lock);
         for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
-            (void)call(&pool->lock);
+            pthread_mutex_lock(&pool->lock);
         }
     }
 }
 
-static void before_fork(void) {
-    pthread_mutex_lock(&registry_lock);
-    for_each_lock(pthread_mutex_lock);
-}
-
+/* A cache's lock last: it guards the list of its pools. */
 static void after_fork(void) {
-    for_each_lock(pthread_mutex_unlock);
+    for (psi_cache *cache = registry; cache != NULL; cache = cache->next) {
+        for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
+            pthread_mutex_unlock(&pool->lock);
+        }
+        pthread_mutex_unlock(&cache->lock);
+    }
     pthread_mutex_unlock(&registry_lock);
 }
 
@@ -174,6 +176,12 @@ uint64_t psi_cache_take_room(psi_cache *cache, uint64_t want_bytes) {
         taken = want_bytes < room ? want_bytes : room;
     } while (room != UINT64_MAX && !atomic_compare_exchange_weak(&cache->room_bytes, &room, room - taken));
     return taken;
+}
+
+void psi_cache_look_again(psi_cache *cache) {
+    if (!psi_is_forked_child(cache)) { /* the bell is the parent's */
+        psi_os_bell_ring(&cache->bell);
+    }
 }
 
 /* Each pool's store is a file of its own; together they stay below store_max_bytes. */

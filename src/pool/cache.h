@@ -40,6 +40,7 @@ struct psi_cache {
     size_t armed;   /* triggers that wait now */
     bool woken;     /* one of them woke the watcher */
     psi_ask ask;
+    bool tuning_is_foreign; /* what lies there is not ours: never written over */
     bool tuning_error_said;
     pthread_mutex_t lock; /* guards all below but the atomics */
     psi_control control;

@@ -119,16 +119,30 @@ static bool next_gap(psi_pool *pool, const psi_block *lane, uint32_t *at, psi_ga
     return false;
 }
 
+/* Run by run: what lies between two of them went before, and is not returned again. */
+static uint64_t give_back_runs(psi_pool *pool, const psi_plane *planes, psi_block *blocks, const psi_gap *gap) {
+    uint64_t bytes = 0;
+    psi_gap run = *gap;
+    for (uint32_t i = gap->releasing_first; i <= gap->releasing_last; i++) {
+        bool begins = blocks[i].releasing && (i == gap->releasing_first || !blocks[i - 1].releasing);
+        bool ends = blocks[i].releasing && (i == gap->releasing_last || !blocks[i + 1].releasing);
+        run.releasing_first = begins ? i : run.releasing_first;
+        run.releasing_last = i;
+        bytes += ends ? give_back_gap(pool, planes, &run) : 0;
+    }
+    for (uint32_t i = gap->releasing_first; i <= gap->releasing_last; i++) {
+        blocks[i].releasing = false;
+    }
+    return bytes;
+}
+
 uint64_t psi_layout_give_back(psi_pool *pool) {
     uint64_t bytes = 0;
     for (uint32_t lane = 0; lane < pool->lanes; lane++) {
         psi_block *blocks = &pool->block[(size_t)lane * pool->lane_blocks];
         psi_gap gap;
         for (uint32_t at = 0; next_gap(pool, blocks, &at, &gap);) {
-            bytes += give_back_gap(pool, lane_planes(pool, lane), &gap);
-            for (uint32_t i = gap.releasing_first; i <= gap.releasing_last; i++) {
-                blocks[i].releasing = false;
-            }
+            bytes += give_back_runs(pool, lane_planes(pool, lane), blocks, &gap);
         }
     }
     return bytes;

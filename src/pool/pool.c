@@ -210,7 +210,10 @@ static int write_block(psi_pool *pool, psi_block_id block) {
     if (b->state == PSI_BLOCK_STORED) {
         error = psi_block_bring_back(pool, block);
     }
-    pool->fresh += b->state == PSI_BLOCK_EMPTY;
+    if (b->state == PSI_BLOCK_EMPTY) {
+        b->fresh = pool->step + 1;
+        pool->fresh++;
+    }
     if (b->age == 0 || pool->last_written != block) {
         b->age = ++pool->writes;
         pool->last_written = block;
@@ -318,6 +321,7 @@ void *psi_block_alloc(psi_pool *pool, psi_block_id *id) {
 static void empty_block(psi_pool *pool, uint32_t block) {
     psi_block *b = &pool->block[block];
     if (b->state != PSI_BLOCK_EMPTY) {
+        pool->fresh -= b->fresh == pool->step + 1 && pool->fresh > 0; /* came and went: nothing to pay for */
         b->releasing = b->state == PSI_BLOCK_RESIDENT;
         psi_block_move(pool, block, PSI_BLOCK_EMPTY);
     }

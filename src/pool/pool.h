@@ -22,6 +22,7 @@ typedef struct psi_block {
     uint64_t age;     /* running number of its last write; writes in a row count once */
     uint64_t written; /* number of the step that wrote it last */
     uint64_t used;    /* number of the step that read or wrote it last */
+    uint64_t fresh;   /* number of the step before which it became RESIDENT from EMPTY */
 } psi_block;
 
 struct psi_pool {
@@ -123,6 +124,8 @@ bool psi_cache_refuses(const psi_cache *cache);
 /* Takes up to want_bytes of the room that may be filled again before the next reading: half of what is free, for all
  * pools together, so that no step ends the process by what it names. */
 uint64_t psi_cache_take_room(psi_cache *cache, uint64_t want_bytes);
+/* Has the watcher read anew, at once; the engine's thread, between two portions that it takes. */
+void psi_cache_look_again(psi_cache *cache);
 bool psi_cache_is_pressed(const psi_cache *cache);
 const psi_policy *psi_cache_policy(const psi_cache *cache);
 int psi_cache_open_store(psi_cache *cache, psi_pool *pool);

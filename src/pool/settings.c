@@ -131,6 +131,18 @@ static int check(const psi_settings *s) {
     return 0;
 }
 
+/* A path that was cut would be another file. */
+static bool copy_path(const psi_settings *settings, char to[PSI_SETTING_PATH_BYTES], const char *name,
+                      const char *path) {
+    int length = snprintf(to, PSI_SETTING_PATH_BYTES, "%s", path);
+    if (length >= 0 && length < PSI_SETTING_PATH_BYTES) {
+        return true;
+    }
+    psi_log_line(&settings->log, PSI_LOG_ERROR, "%s: the path has %d bytes; choose one of at most %d", name, length,
+                 PSI_SETTING_PATH_BYTES - 1);
+    return false;
+}
+
 int psi_settings_resolve(psi_settings *settings, const psi_options *options) {
     psi_options known = {0}, *o = &known;
     psi_settings made = {.log = {.level = PSI_LOG_WARN}};
@@ -147,11 +159,11 @@ int psi_settings_resolve(psi_settings *settings, const psi_options *options) {
     made.store_max_bytes = or_bytes(&made.log, o->store_max_bytes, "STORE_MAX_BYTES", UINT64_MAX);
     made.policy = psi_policy_find(text_of(o->policy, "POLICY", NULL));
     (void)snprintf(made.store, sizeof(made.store), "%s", text_of(o->store, "STORE", "file"));
-    (void)snprintf(made.store_dir, sizeof(made.store_dir), "%s", text_of(o->store_dir, "STORE_DIR", "/var/tmp"));
-    (void)snprintf(made.root, sizeof(made.root), "%s", text_of(o->root, "ROOT", ""));
-    (void)snprintf(made.tuning_file, sizeof(made.tuning_file), "%s", text_of(o->tuning_file, "TUNING_FILE", ""));
+    bool fits = copy_path(&made, made.store_dir, "store_dir", text_of(o->store_dir, "STORE_DIR", "/var/tmp"));
+    fits = copy_path(&made, made.root, "root", text_of(o->root, "ROOT", "")) && fits;
+    fits = copy_path(&made, made.tuning_file, "tuning_file", text_of(o->tuning_file, "TUNING_FILE", "")) && fits;
     made.controller = is_on(o->controller, "CONTROLLER");
-    int error = check(&made);
+    int error = fits ? check(&made) : -ENAMETOOLONG;
     const char *mode = text_of(o->mode, "MODE", "auto");
     if (error == 0 && !resolve_mode(&made.control.mode, mode)) {
         psi_log_line(&made.log, PSI_LOG_ERROR, "unknown mode \"%s\": choose auto, psi or avg10", mode);

@@ -7,11 +7,14 @@
 #include "control/control.h"
 #include "pool/pool.h"
 
+enum { PSI_SETTING_PATH_BYTES = 1024 };
+
 typedef struct psi_settings {
     psi_control_options control;
     uint64_t floor_bytes, store_max_bytes; /* 0: default */
     const psi_policy *policy;
-    char store[8], store_dir[256], root[256], tuning_file[256]; /* "": none */
+    char store[8]; /* "": none, as in those below */
+    char store_dir[PSI_SETTING_PATH_BYTES], root[PSI_SETTING_PATH_BYTES], tuning_file[PSI_SETTING_PATH_BYTES];
     bool controller;
     psi_log log;
 } psi_settings;

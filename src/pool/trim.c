@@ -9,6 +9,10 @@
  * between two decode steps. */
 #define PSI_IDLE_US 100000u
 
+/* A wake of so much takes the watcher by surprise at most; the pause is as long as a reading takes. */
+#define PSI_WAKE_BYTES (UINT64_C(4) << 20)
+#define PSI_WAKE_PAUSE_US 200u
+
 /* True when the step that runs (or, before a safe point, the one that comes) cannot read the block. */
 static bool is_asleep(const psi_pool *pool, const psi_block *b, psi_trim_scope scope) {
     if (scope < PSI_TRIM_CLEAN && !pool->in_step && pool->step > 0) {
@@ -78,11 +82,15 @@ static int clean(psi_pool *pool, uint32_t block) {
 
 static bool drops(psi_trim_scope scope) { return scope == PSI_TRIM_DROP || scope == PSI_TRIM_DROP_ASLEEP; }
 
+static bool would_be_lost(const psi_pool *pool, uint32_t block, psi_trim_scope scope) {
+    return pool->store == NULL || (drops(scope) && pool->block[block].slot == PSI_SLOT_NONE);
+}
+
 /* Takes one block out of memory: to the store; to nowhere, when the user chose no store or there is no time to write.
  * False: it stays. */
 static bool evict(psi_pool *pool, uint32_t block, psi_trim_scope scope, bool asleep) {
     psi_block *b = &pool->block[block];
-    if (pool->store == NULL || (drops(scope) && b->slot == PSI_SLOT_NONE)) {
+    if (would_be_lost(pool, block, scope)) {
         psi_block_move(pool, block, PSI_BLOCK_DROPPED);
     } else {
         int error = clean(pool, block);
@@ -90,7 +98,7 @@ static bool evict(psi_pool *pool, uint32_t block, psi_trim_scope scope, bool asl
             psi_clean_say_error(pool, error);
         }
         /* Here is the engine's thread (the others give up clean blocks only): its owner knows before the next step. */
-        if (error != 0 && !atomic_load(&pool->may_drop)) {
+        if (error != 0 && (!atomic_load(&pool->may_drop) || is_kept(pool, block))) {
             return false;
         }
         psi_block_move(pool, block, error == 0 ? PSI_BLOCK_STORED : PSI_BLOCK_DROPPED);
@@ -110,6 +118,9 @@ static uint64_t take(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, 
         psi_candidate next = psi_policy_pop(pool->policy, pool->candidates, &count);
         if (only_clean && pool->block[next.block].slot == PSI_SLOT_NONE) {
             continue;
+        }
+        if (would_be_lost(pool, next.block, scope) && is_kept(pool, next.block)) {
+            continue; /* asleep, and wanted when its sequence wakes */
         }
         if (evict(pool, next.block, scope, asleep)) {
             given += psi_layout_block_bytes(pool, next.block);
@@ -170,7 +181,7 @@ void psi_trim_survey(psi_pool *pool) {
         const psi_block *b = &pool->block[i];
         bool resident = b->state == PSI_BLOCK_RESIDENT;
         bool clean = b->slot != PSI_SLOT_NONE || pool->store == NULL;
-        if (resident && !b->pinned && (b->used < pool->step || !is_kept(pool, i))) {
+        if (resident && !b->pinned && ((b->used < pool->step && pool->store != NULL) || !is_kept(pool, i))) {
             bytes += pool->block_total_bytes;
             unwritten += clean ? 0 : pool->block_total_bytes;
         }
@@ -203,20 +214,47 @@ static void hide_surplus(psi_pool *pool, uint64_t wanted, uint64_t fit) {
     }
 }
 
-/* Blocks that went while nobody read them, and that the coming step reads: they come back before it runs. */
-uint64_t psi_wake_wanted(psi_pool *pool) {
-    uint64_t wanted = 0, woken = 0;
+static uint64_t count_wanted(const psi_pool *pool) {
+    uint64_t wanted = 0;
     for (uint32_t i = 0; i < pool->blocks; i++) {
         wanted += is_wanted(pool, i);
     }
-    if (wanted == 0) {
-        return 0;
+    return wanted;
+}
+
+static uint64_t wake(psi_pool *pool, uint64_t most) {
+    uint64_t woken = 0;
+    for (uint32_t i = 0; i < pool->blocks && woken < most; i++) {
+        woken += is_wanted(pool, i) && psi_block_bring_back(pool, i) == 0;
     }
-    uint64_t room = psi_cache_take_room(pool->cache, wanted * pool->block_total_bytes);
-    hide_surplus(pool, wanted, room / pool->block_total_bytes);
-    for (uint32_t i = 0; i < pool->blocks; i++) {
-        if (is_wanted(pool, i) && psi_block_bring_back(pool, i) == 0) {
-            woken += pool->block_total_bytes;
+    return woken;
+}
+
+/* Others of the machine fill memory, too, and other engines wake: between two portions the watcher looks again. */
+static void let_the_watcher_look(psi_pool *pool) {
+    psi_cache_look_again(pool->cache);
+    pthread_mutex_unlock(&pool->lock);
+    psi_os_pause_us(PSI_WAKE_PAUSE_US);
+    pthread_mutex_lock(&pool->lock);
+}
+
+/* Blocks that went while nobody read them, and that the coming step reads: they come back before it runs, portion by
+ * portion, as many as there is room for. */
+uint64_t psi_wake_wanted(psi_pool *pool) {
+    uint64_t portion = PSI_WAKE_BYTES / pool->block_total_bytes + 1, woken = 0;
+    for (uint64_t wanted = count_wanted(pool); wanted > 0; wanted = count_wanted(pool)) {
+        uint64_t now = lesser(wanted, portion);
+        uint64_t fit = psi_cache_take_room(pool->cache, now * pool->block_total_bytes) / pool->block_total_bytes;
+        if (fit < now) {
+            hide_surplus(pool, wanted, fit);
+        }
+        uint64_t came = wake(pool, fit);
+        woken += came * pool->block_total_bytes;
+        if (fit < now || came == 0) {
+            break;
+        }
+        if (wanted > now) {
+            let_the_watcher_look(pool);
         }
     }
     return woken;

@@ -26,18 +26,19 @@ void psi_tuning_file_load(psi_cache *cache) {
     bool whole = length >= 0 && (size_t)length < sizeof(text) - 1 && strlen(text) == (size_t)length;
     int error = length < 0 ? (int)length : whole ? psi_tuning_parse(text, &cache->control.tuning) : -EINVAL;
     if (error != 0) {
-        psi_log_line(
-            &cache->settings.log, PSI_LOG_WARN,
-            "tuning: %s is not used (error %d), starting from the defaults; remove it, or name another file in "
-            "PSI_CACHE_TUNING_FILE",
-            path, -error);
+        cache->tuning_is_foreign = true;
+        psi_log_line(&cache->settings.log, PSI_LOG_WARN,
+                     "tuning: %s is not used (error %d), starting from the defaults, and left as it is; remove it, or "
+                     "name another file in "
+                     "PSI_CACHE_TUNING_FILE",
+                     path, -error);
     }
 }
 
 void psi_tuning_file_save(psi_cache *cache) {
     const char *path = path_of(cache);
     char text[PSI_TUNING_TEXT_BYTES];
-    if (path == NULL) {
+    if (path == NULL || cache->tuning_is_foreign) {
         return;
     }
     pthread_mutex_lock(&cache->lock);

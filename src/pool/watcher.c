@@ -76,7 +76,9 @@ static void decide_and_act(psi_cache *cache, const psi_reading *reading) {
     cache->reading = *reading;
     psi_control_decide(&cache->control, reading, &demand, &cache->decision);
     bool known = (reading->have & PSI_HAVE_HEADROOM) != 0;
-    atomic_store(&cache->room_bytes, known ? reading->headroom_bytes / 2 : UINT64_MAX);
+    if (known) { /* what was known last holds until then */
+        atomic_store(&cache->room_bytes, reading->headroom_bytes / 2);
+    }
     if (cache->settings.controller) {
         psi_notes_decided(cache, &demand);
         psi_give(cache, &cache->decision, &demand);

@@ -3,6 +3,7 @@
  * limit can be the one that kills. */
 #include "signal/sources.h"
 
+#include <errno.h>
 #include <string.h>
 
 /* Limits are read again this often: they change seldom, and a level without one needs no other file. */
@@ -115,12 +116,18 @@ static void forget_level(psi_sample *sample, const group_files *files, size_t in
         psi_sample_clear(sample, psi_raw_bound(files->bound, index, (psi_bound_field)field));
 }
 
-/* The smaller of the two. */
+/* The smaller of the two. A file that cannot be read just now (no descriptor is free) does not lift the limit. */
 static void read_limit(psi_sources *sources, psi_limits *limits, psi_level *level, const group_files *files) {
     uint64_t bytes = 0;
+    const psi_level before = *level;
     level->is_limited = false;
     for (size_t i = 0; i < 2 && files->limit[i] != NULL; i++) {
-        if (psi_source_read_in(sources, limits->dir, level->dir_length, files->limit[i]) != 0)
+        int error = psi_source_read_in(sources, limits->dir, level->dir_length, files->limit[i]);
+        if (error == -EMFILE || error == -ENFILE || error == -ENOMEM) {
+            *level = before;
+            return;
+        }
+        if (error != 0)
             continue;
         limits->has_controller = true;
         if (!psi_parse_amount(sources->text, &bytes))

@@ -46,7 +46,7 @@ int tool_option_error(const char *subcommand, int which, const char *argument);
 
 /* Limits, mode and root as an engine's cache would have them: PSI_CACHE_* or the default. False: one of them is
  * wrong, and a line has said which. `root` may be NULL. */
-#define TOOL_ROOT_BYTES 256
+#define TOOL_ROOT_BYTES 1024
 bool tool_control_options(psi_control_options *options, char root[TOOL_ROOT_BYTES]);
 
 const char *tool_band_name(psi_band band);
