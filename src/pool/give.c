@@ -45,19 +45,14 @@ static int64_t write_or_say(psi_pool *pool, uint64_t want_bytes, psi_trim_scope 
     return written;
 }
 
-/* One portion, of what the store has, or (PSI_TRIM_DROP_ASLEEP) of what it has not. */
-static uint64_t trim_portion(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, bool urgent) {
-    uint64_t most = urgent ? PORTION_URGENT_BYTES : PORTION_BYTES;
-    pthread_mutex_lock(&pool->lock);
-    uint64_t given = psi_trim(pool, want_bytes < most ? want_bytes : most, scope, pool->floor_bytes);
-    pthread_mutex_unlock(&pool->lock);
-    return given;
-}
-
-static uint64_t trim_portions(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, bool urgent) {
-    uint64_t all = 0, given = 1;
+/* Portion by portion, of what the store has. */
+static uint64_t trim_portions(psi_pool *pool, uint64_t want_bytes, bool urgent) {
+    uint64_t most = urgent ? PORTION_URGENT_BYTES : PORTION_BYTES, all = 0, given = 1;
     while (given > 0 && all < want_bytes) {
-        given = trim_portion(pool, want_bytes - all, scope, urgent);
+        uint64_t portion = want_bytes - all < most ? want_bytes - all : most;
+        pthread_mutex_lock(&pool->lock);
+        given = psi_trim(pool, portion, PSI_TRIM_ASLEEP, pool->floor_bytes);
+        pthread_mutex_unlock(&pool->lock);
         all += given;
     }
     return all;
@@ -69,14 +64,12 @@ static void count_trim(psi_pool *pool) {
     pthread_mutex_unlock(&pool->lock);
 }
 
-/* Gives back blocks that the present step cannot read: what the store has; what there is no time to write; the rest
- * each as soon as the store has it. Returns bytes given. */
-static uint64_t trim_asleep(psi_pool *pool, uint64_t want_bytes, uint64_t drop_bytes, bool urgent, uint64_t until_us) {
-    uint64_t given = trim_portions(pool, want_bytes, PSI_TRIM_ASLEEP, urgent);
-    uint64_t left = want_bytes - (given < want_bytes ? given : want_bytes);
-    given += trim_portions(pool, left < drop_bytes ? left : drop_bytes, PSI_TRIM_DROP_ASLEEP, urgent);
+/* Gives back blocks that the present step cannot read, each as soon as the store has it. Returns bytes given. What
+ * there is no time to write is the engine's thread's to lose: its owner must know before the next step. */
+static uint64_t trim_asleep(psi_pool *pool, uint64_t want_bytes, bool urgent, uint64_t until_us) {
+    uint64_t given = trim_portions(pool, want_bytes, urgent);
     while (given < want_bytes && write_or_say(pool, 1, PSI_TRIM_ASLEEP, until_us) > 0) {
-        given += trim_portions(pool, want_bytes - given, PSI_TRIM_ASLEEP, urgent);
+        given += trim_portions(pool, want_bytes - given, urgent);
     }
     if (given > 0) {
         count_trim(pool);
@@ -149,7 +142,7 @@ void psi_give(psi_cache *cache, const psi_decision *decision, const psi_demand *
     if (pressed && want > 0) {
         uint64_t until_us = psi_os_now_us() + WRITE_WHILE_PRESSED_US;
         for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
-            uint64_t given = trim_asleep(pool, want, decision->drop_bytes, decision->urgent, until_us);
+            uint64_t given = trim_asleep(pool, want, decision->urgent, until_us);
             want = given < want ? want - given : 0;
         }
         ask_for_trim(cache, want, decision->drop_bytes, demand, until_us);

@@ -78,12 +78,11 @@ struct psi_pool {
 
 /* What a trim may touch. */
 typedef enum psi_trim_scope {
-    PSI_TRIM_ASLEEP,      /* blocks that the present step cannot read and the store has: any thread, at any time */
-    PSI_TRIM_DROP_ASLEEP, /* the same, what the store has not is lost */
-    PSI_TRIM_CLEAN, /* and then the policy's choice of the rest, what the store has: the engine's thread, at a safe
-                       point */
-    PSI_TRIM_ALL,   /* the same, what the store has not is written now */
-    PSI_TRIM_DROP   /* the same, what the store has not is lost */
+    PSI_TRIM_ASLEEP, /* blocks that the present step cannot read and the store has: any thread, at any time */
+    PSI_TRIM_CLEAN,  /* and then the policy's choice of the rest, what the store has: the engine's thread, at a safe
+                        point */
+    PSI_TRIM_ALL,    /* the same, what the store has not is written now */
+    PSI_TRIM_DROP    /* the same, what the store has not is lost */
 } psi_trim_scope;
 
 /* layout.c: where a block's bytes are. */

@@ -15,7 +15,7 @@
 
 /* True when the step that runs (or, before a safe point, the one that comes) cannot read the block. */
 static bool is_asleep(const psi_pool *pool, const psi_block *b, psi_trim_scope scope) {
-    if (scope < PSI_TRIM_CLEAN && !pool->in_step && pool->step > 0) {
+    if (scope == PSI_TRIM_ASLEEP && !pool->in_step && pool->step > 0) {
         bool idle = psi_os_now_us() - pool->step_end_us > PSI_IDLE_US;
         return b->used < pool->step || (idle && b->used == pool->step);
     }
@@ -80,10 +80,8 @@ static int clean(psi_pool *pool, uint32_t block) {
     return error;
 }
 
-static bool drops(psi_trim_scope scope) { return scope == PSI_TRIM_DROP || scope == PSI_TRIM_DROP_ASLEEP; }
-
 static bool would_be_lost(const psi_pool *pool, uint32_t block, psi_trim_scope scope) {
-    return pool->store == NULL || (drops(scope) && pool->block[block].slot == PSI_SLOT_NONE);
+    return pool->store == NULL || (scope == PSI_TRIM_DROP && pool->block[block].slot == PSI_SLOT_NONE);
 }
 
 /* Takes one block out of memory: to the store; to nowhere, when the user chose no store or there is no time to write.
@@ -113,7 +111,7 @@ static uint64_t resident_bytes(const psi_pool *pool) { return (uint64_t)pool->re
 static uint64_t take(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, bool asleep, uint64_t floor_bytes) {
     size_t count = collect(pool, scope, asleep);
     uint64_t given = 0;
-    bool only_clean = pool->store != NULL && !drops(scope) && scope != PSI_TRIM_ALL; /* writes none */
+    bool only_clean = pool->store != NULL && scope < PSI_TRIM_ALL; /* writes none, loses none */
     while (count > 0 && given < want_bytes && resident_bytes(pool) > floor_bytes) {
         psi_candidate next = psi_policy_pop(pool->policy, pool->candidates, &count);
         if (only_clean && pool->block[next.block].slot == PSI_SLOT_NONE) {
@@ -134,10 +132,10 @@ static uint64_t take(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, 
 uint64_t psi_trim(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, uint64_t floor_bytes) {
     uint64_t given = 0;
     /* Without a store even a block asleep is lost to the sequence that wakes: not behind the engine's back. */
-    if (pool->store != NULL || scope >= PSI_TRIM_CLEAN) {
+    if (pool->store != NULL || scope != PSI_TRIM_ASLEEP) {
         given = take(pool, want_bytes, scope, true, floor_bytes);
     }
-    if (given < want_bytes && scope >= PSI_TRIM_CLEAN) {
+    if (given < want_bytes && scope != PSI_TRIM_ASLEEP) {
         given += take(pool, want_bytes - given, scope, false, floor_bytes);
     }
     if (given > 0) {
