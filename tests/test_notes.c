@@ -83,6 +83,17 @@ static void the_first_pages_count_the_rest_is_learned_from(void **state) {
     assert_int_equal((int)cache.control.tuning.reaction_us, 30 * MS);
 }
 
+static void a_busy_store_shows_no_better_reaction(void **state) {
+    (void)state;
+    cache.control.tuning.reaction_us = 40 * MS;
+    reading(1000, 0, 0);
+    reading(1005, 10, 10);
+    given(1035, 10);
+    pool.write_us += 20 * MS;
+    reading(1040, 0, 0);
+    assert_int_equal((int)cache.control.tuning.reaction_us, 40 * MS);
+}
+
 static void what_is_withdrawn_unanswered_is_no_reaction(void **state) {
     (void)state;
     reading(1000, 0, 0);
@@ -100,6 +111,7 @@ int main(void) {
         cmocka_unit_test_setup(it_counts_from_the_last_reading_without_need, setup),
         cmocka_unit_test_setup(an_ask_is_answered_though_more_is_asked, setup),
         cmocka_unit_test_setup(the_first_pages_count_the_rest_is_learned_from, setup),
+        cmocka_unit_test_setup(a_busy_store_shows_no_better_reaction, setup),
         cmocka_unit_test_setup(what_is_withdrawn_unanswered_is_no_reaction, setup),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,5 @@
 /* cache.c - the cache: opens signals and control, keeps the pools, answers for them. The watcher thread itself is in
- * watcher.c. Lock order: registry, cache, pool; a pool's code takes none of the first two. */
+ * watcher.c. Lock order: registry, writing, cache, pool; a pool's code takes none of the first two. */
 #include "pool/cache.h"
 
 #include <errno.h>
@@ -19,6 +19,7 @@ static pthread_once_t fork_handlers = PTHREAD_ONCE_INIT;
 static void before_fork(void) {
     pthread_mutex_lock(&registry_lock);
     for (psi_cache *cache = registry; cache != NULL; cache = cache->next) {
+        pthread_mutex_lock(&cache->writing); /* waits for one block at most */
         pthread_mutex_lock(&cache->lock);
         for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
             pthread_mutex_lock(&pool->lock);
@@ -33,6 +34,7 @@ static void after_fork(void) {
             pthread_mutex_unlock(&pool->lock);
         }
         pthread_mutex_unlock(&cache->lock);
+        pthread_mutex_unlock(&cache->writing);
     }
     pthread_mutex_unlock(&registry_lock);
 }
@@ -90,7 +92,8 @@ static int open_senses(psi_cache *cache) {
     /* Both are a help and no need: without them (memory is short) the watcher sleeps less long, and names nobody. */
     cache->trigger = psi_trigger_open(cache->settings.root, psi_signal_group_v2(cache->signal));
     cache->culprits = psi_culprits_open(cache->settings.root);
-    return psi_os_bell_open(&cache->bell);
+    int error = psi_os_bell_open(&cache->bell);
+    return error != 0 ? error : psi_os_bell_open(&cache->writer_bell);
 }
 
 static void close_senses(psi_cache *cache) {
@@ -98,6 +101,7 @@ static void close_senses(psi_cache *cache) {
     psi_trigger_close(cache->trigger);
     psi_signal_close(cache->signal);
     psi_os_bell_close(&cache->bell);
+    psi_os_bell_close(&cache->writer_bell);
 }
 
 psi_cache *psi_cache_open(const psi_options *options) {
@@ -106,7 +110,7 @@ psi_cache *psi_cache_open(const psi_options *options) {
         return NULL;
     }
     int error = psi_settings_resolve(&cache->settings, options);
-    cache->bell = (psi_os_bell){{-1, -1}};
+    cache->bell = cache->writer_bell = (psi_os_bell){{-1, -1}};
     if (error == 0) {
         error = open_senses(cache);
     }
@@ -119,6 +123,7 @@ psi_cache *psi_cache_open(const psi_options *options) {
     cache->process_id = psi_os_process_id();
     cache->store_left_bytes = cache->settings.store_max_bytes;
     pthread_mutex_init(&cache->lock, NULL);
+    pthread_mutex_init(&cache->writing, NULL);
     psi_control_init(&cache->control, &cache->settings.control);
     psi_tuning_file_load(cache);
     atomic_init(&cache->room_bytes, UINT64_MAX);
@@ -153,6 +158,7 @@ void psi_cache_close(psi_cache *cache) {
     }
     close_senses(cache);
     pthread_mutex_destroy(&cache->lock);
+    pthread_mutex_destroy(&cache->writing);
     free(cache);
 }
 
@@ -211,6 +217,7 @@ void psi_cache_add_pool(psi_cache *cache, psi_pool *pool) {
 }
 
 void psi_cache_remove_pool(psi_cache *cache, psi_pool *pool) {
+    pthread_mutex_lock(&cache->writing);
     pthread_mutex_lock(&cache->lock);
     psi_pool **link = &cache->pools;
     while (*link != NULL && *link != pool) {
@@ -222,6 +229,7 @@ void psi_cache_remove_pool(psi_cache *cache, psi_pool *pool) {
     cache->own_balance_bytes -= psi_pool_own_balance_bytes(pool);
     cache->store_left_bytes += pool->store_granted_bytes;
     pthread_mutex_unlock(&cache->lock);
+    pthread_mutex_unlock(&cache->writing);
 }
 
 /* ---- by hand ----------------------------------------------------------------------------------- */

@@ -58,8 +58,14 @@ struct psi_cache {
     pthread_t watcher;
     psi_os_bell bell; /* wakes the watcher */
     bool watching, stop;
-    _Atomic bool refuses, pressed; /* above the high limit: and nothing left to give; at all */
-    _Atomic uint64_t room_bytes;   /* may be filled again before the next reading */
+    pthread_t writer;
+    psi_os_bell writer_bell; /* wakes the writer */
+    pthread_mutex_t writing; /* held for one block; a pool goes without. Before the lock above, after the registry's */
+    bool has_writer;
+    _Atomic bool writer_stops;
+    _Atomic uint64_t write_until_us; /* what is asked of it is void then */
+    _Atomic bool refuses, pressed;   /* above the high limit: and nothing left to give; at all */
+    _Atomic uint64_t room_bytes;     /* may be filled again before the next reading */
 };
 
 /* watcher.c: the thread that senses, decides, and gives back what costs nothing. */

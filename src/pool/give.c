@@ -1,14 +1,13 @@
-/* give.c - carries a decision out: gives back at once what no step can read, writes ahead what goes next, and leaves
- * the rest as a request that the engine's thread takes at its safe point. Watcher's thread, under the cache's lock. */
+/* give.c - carries a decision out: gives back at once what no step can read, has written what goes next (writer.c), and
+ * leaves the rest as a request that the engine's thread takes at its safe point. Watcher's thread, under the cache's
+ * lock. */
 #include "pool/watcher.h"
 
 /* A trim holds the pool's lock, for which the engine may wait: so in portions. In a hurry they are large: neighbours
  * that go together are one call to the kernel, and a tenth of the time. */
 #define PORTION_BYTES (UINT64_C(2) << 20)
 #define PORTION_URGENT_BYTES (UINT64_C(32) << 20)
-/* Writing goes on between readings, never instead of them: what the store takes longer for waits for the next one. */
-#define WRITE_WHILE_PRESSED_US 20000u
-#define WRITE_AHEAD_US 5000u
+#define WRITE_AHEAD_US 5000u /* in each WRITE_AHEAD_PERIOD_US */
 
 void psi_give_measure(psi_cache *cache, psi_demand *demand) {
     *demand = (psi_demand){0};
@@ -23,26 +22,6 @@ void psi_give_measure(psi_cache *cache, psi_demand *demand) {
         demand->returned_bytes += pool->returned_bytes;
         pthread_mutex_unlock(&pool->lock);
     }
-}
-
-/* Writes up to want_bytes of blocks ahead, until the deadline. Bytes written, or why the store refuses. */
-static int64_t write_ahead(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, uint64_t until_us) {
-    int64_t written = 0, bytes = 1;
-    while (bytes > 0 && (uint64_t)written < want_bytes && psi_os_now_us() < until_us) {
-        bytes = psi_clean_one(pool, scope);
-        written += bytes > 0 ? bytes : 0;
-    }
-    return bytes < 0 ? bytes : written;
-}
-
-static int64_t write_or_say(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, uint64_t until_us) {
-    int64_t written = pool->store != NULL ? write_ahead(pool, want_bytes, scope, until_us) : 0;
-    if (written < 0) {
-        pthread_mutex_lock(&pool->lock);
-        psi_clean_say_error(pool, (int)written);
-        pthread_mutex_unlock(&pool->lock);
-    }
-    return written;
 }
 
 /* Portion by portion, of what the store has. */
@@ -64,13 +43,10 @@ static void count_trim(psi_pool *pool) {
     pthread_mutex_unlock(&pool->lock);
 }
 
-/* Gives back blocks that the present step cannot read, each as soon as the store has it. Returns bytes given. What
- * there is no time to write is the engine's thread's to lose: its owner must know before the next step. */
-static uint64_t trim_asleep(psi_pool *pool, uint64_t want_bytes, bool urgent, uint64_t until_us) {
+/* Gives back blocks that the present step cannot read, as far as the store has them. Returns bytes given. What there is
+ * no time to write is the engine's thread's to lose: its owner must know before the next step. */
+static uint64_t trim_asleep(psi_pool *pool, uint64_t want_bytes, bool urgent) {
     uint64_t given = trim_portions(pool, want_bytes, urgent);
-    while (given < want_bytes && write_or_say(pool, 1, PSI_TRIM_ASLEEP, until_us) > 0) {
-        given += trim_portions(pool, want_bytes - given, urgent);
-    }
     if (given > 0) {
         count_trim(pool);
     }
@@ -90,15 +66,14 @@ static uint64_t part_of(uint64_t bytes, uint64_t own, uint64_t all) {
     return own < all ? (uint64_t)((double)bytes * (double)own / (double)all) : bytes;
 }
 
-/* Asks each pool for its part of the rest, and writes ahead what it will take. */
-static void ask_for_trim(psi_cache *cache, uint64_t want_bytes, uint64_t drop_bytes, const psi_demand *demand,
-                         uint64_t until_us) {
+/* Asks each pool for its part of the rest, and has written what it will take. */
+static void ask_for_trim(psi_cache *cache, uint64_t want_bytes, uint64_t drop_bytes, const psi_demand *demand) {
     for (psi_pool *pool = cache->pools; pool != NULL && demand->evictable_bytes > 0; pool = pool->next) {
         psi_demand own = survey_of(pool);
         uint64_t bytes = part_of(want_bytes, own.evictable_bytes, demand->evictable_bytes);
         atomic_store(&pool->may_drop_bytes, part_of(drop_bytes, own.unwritten_bytes, demand->unwritten_bytes));
         (void)atomic_fetch_add(&pool->want_trim_bytes, bytes);
-        atomic_store(&pool->may_write, write_or_say(pool, bytes, PSI_TRIM_ALL, until_us) < 0);
+        atomic_store(&pool->want_write_bytes, bytes);
     }
 }
 
@@ -119,6 +94,7 @@ static uint64_t withdraw(psi_cache *cache) {
     uint64_t bytes = 0;
     for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
         atomic_store(&pool->may_drop_bytes, 0);
+        atomic_store(&pool->want_write_bytes, 0);
         bytes += atomic_exchange(&pool->want_trim_bytes, 0);
     }
     return bytes;
@@ -133,6 +109,11 @@ static void tell_pools(psi_cache *cache, const psi_decision *decision) {
     }
 }
 
+static void wake_writer(psi_cache *cache, uint64_t until_us) {
+    atomic_store(&cache->write_until_us, until_us);
+    psi_os_bell_ring(&cache->writer_bell);
+}
+
 void psi_give(psi_cache *cache, const psi_decision *decision, const psi_demand *demand) {
     bool pressed = decision->band != PSI_BAND_NONE;
     atomic_store(&cache->pressed, pressed);
@@ -140,21 +121,19 @@ void psi_give(psi_cache *cache, const psi_decision *decision, const psi_demand *
     tell_pools(cache, decision);
     uint64_t want = decision->trim_bytes + withdraw(cache);
     if (pressed && want > 0) {
-        uint64_t until_us = psi_os_now_us() + WRITE_WHILE_PRESSED_US;
         for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
-            uint64_t given = trim_asleep(pool, want, decision->urgent, until_us);
+            uint64_t given = trim_asleep(pool, want, decision->urgent);
             want = given < want ? want - given : 0;
         }
-        ask_for_trim(cache, want, decision->drop_bytes, demand, until_us);
+        ask_for_trim(cache, want, decision->drop_bytes, demand);
+        wake_writer(cache, UINT64_MAX);
     }
     ask_for_restore(cache, decision->restore_bytes);
 }
 
 void psi_give_write_ahead(psi_cache *cache) {
-    uint64_t until_us = psi_os_now_us() + WRITE_AHEAD_US;
     for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
-        if (pool->store != NULL) { /* an error is said when it matters: under pressure */
-            (void)write_ahead(pool, PORTION_BYTES, PSI_TRIM_ALL, until_us);
-        }
+        atomic_store(&pool->want_write_bytes, PORTION_BYTES);
     }
+    wake_writer(cache, psi_os_now_us() + WRITE_AHEAD_US);
 }

@@ -82,8 +82,9 @@ static void see_first_pages(psi_cache *cache, const psi_totals *t) {
         tally->reaction_last_us > tally->reaction_most_us ? tally->reaction_last_us : tally->reaction_most_us;
 }
 
-/* The answer is there when what was asked is given, or is asked no more. How long it took, less what the store took, is
- * this engine's reaction time. */
+/* The answer is there when what was asked is given, or is asked no more. How long it took is this engine's reaction
+ * time. While the store wrote meanwhile, only the time beyond that is surely the engine's: it may show a worse
+ * reaction, and never a better one. */
 static void close_ask(psi_cache *cache, const psi_totals *t) {
     psi_ask *ask = &cache->ask;
     uint64_t returned = t->returned_bytes - ask->returned_before;
@@ -96,7 +97,10 @@ static void close_ask(psi_cache *cache, const psi_totals *t) {
         return;
     }
     uint64_t took_us = t->given_at_us - ask->asked_us, wrote_us = t->write_us - ask->written_before_us;
-    psi_tuning_note_reaction(&cache->control.tuning, took_us > wrote_us ? took_us - wrote_us : 0);
+    uint64_t own_us = took_us > wrote_us ? took_us - wrote_us : 0;
+    if (wrote_us == 0 || (double)own_us > cache->control.tuning.reaction_us) {
+        psi_tuning_note_reaction(&cache->control.tuning, own_us);
+    }
 }
 
 static void note_direction(psi_cache *cache, const psi_totals *t) {

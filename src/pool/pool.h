@@ -61,15 +61,17 @@ struct psi_pool {
     bool store_error_said, drop_said;
     /* Requests from the watcher and from other processes, taken at the next safe point; any thread. */
     _Atomic uint64_t want_trim_bytes, want_restore_bytes;
+    _Atomic uint64_t want_write_bytes;   /* of blocks that go next: to be written by the writer */
     _Atomic uint64_t may_drop_bytes;     /* of want_trim_bytes: so many may go though the store has them not */
     _Atomic uint32_t want_trim_permille; /* by hand */
     _Atomic bool want_restore_all;       /* by hand */
     _Atomic bool refuses;
-    _Atomic bool may_write;   /* what the watcher asked for may be written to the store inside a step: it could not */
-    _Atomic bool may_drop;    /* a full store: lose the block rather than the process */
-    uint64_t evictable_bytes; /* could go without passing the floor, as last surveyed */
-    uint64_t unwritten_bytes; /* of those, what the store has not yet */
-    uint64_t clean_bytes;     /* resident, and in the store already */
+    _Atomic bool
+        may_write; /* what the watcher asked for may be written to the store inside a step: the writer could not */
+    _Atomic bool may_drop;                                 /* a full store: lose the block rather than the process */
+    uint64_t evictable_bytes;                              /* could go without passing the floor, as last surveyed */
+    uint64_t unwritten_bytes;                              /* of those, what the store has not yet */
+    uint64_t clean_bytes;                                  /* resident, and in the store already */
     uint64_t written_bytes, write_us, read_bytes, read_us; /* to and from the store, and how long that took */
     uint64_t given_at_us, first_given_at_us; /* when a trim last gave pages back, and first in answer to an ask */
     bool exchangeable;                       /* some block could go for a new one to come, at the floor too */

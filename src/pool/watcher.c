@@ -166,6 +166,7 @@ void psi_watcher_start(psi_cache *cache) {
     if (!cache->watching && !cache->stop) {
         int error = psi_os_thread_start(&cache->watcher, watch, cache);
         cache->watching = error == 0;
+        cache->has_writer = error == 0 && psi_os_thread_start(&cache->writer, psi_writer_run, cache) == 0;
         if (error != 0) {
             psi_log_line(&cache->settings.log, PSI_LOG_WARN,
                          "no watcher thread (error %d): nothing is trimmed by itself", -error);
@@ -176,11 +177,18 @@ void psi_watcher_start(psi_cache *cache) {
 
 void psi_watcher_stop(psi_cache *cache) {
     pthread_mutex_lock(&cache->lock);
-    bool watching = cache->watching && !psi_is_forked_child(cache);
+    bool own = !psi_is_forked_child(cache);
+    bool watching = cache->watching && own, writing = cache->has_writer && own;
     cache->stop = true;
+    cache->has_writer = false;
     psi_os_bell_ring(&cache->bell);
     pthread_mutex_unlock(&cache->lock);
     if (watching) {
         (void)pthread_join(cache->watcher, NULL);
+    }
+    if (writing) {
+        atomic_store(&cache->writer_stops, true);
+        psi_os_bell_ring(&cache->writer_bell);
+        (void)pthread_join(cache->writer, NULL);
     }
 }

@@ -8,8 +8,11 @@
 /* give.c */
 void psi_give_measure(psi_cache *cache, psi_demand *demand);
 void psi_give(psi_cache *cache, const psi_decision *decision, const psi_demand *demand);
-/* Writes a few MiB of the blocks that would go next to the store. */
+/* Has a few MiB of the blocks that would go next written to the store. */
 void psi_give_write_ahead(psi_cache *cache);
+
+/* writer.c: the thread that writes. */
+void *psi_writer_run(void *cache);
 
 /* notes.c: after a decision, before and after it was carried out. */
 void psi_notes_decided(psi_cache *cache, const psi_demand *demand);

@@ -1,0 +1,65 @@
+/* writer.c - the thread that writes blocks to the store, one at a time, as the watcher asks: a disk that takes its time
+ * holds up neither a reading nor a trim. It sleeps while nothing is asked. */
+#include "pool/pool.h"
+#include "pool/watcher.h"
+
+#define SLEEP_US (UINT64_C(3600) * 1000000)
+
+/* The first pool with something to write; NULL when there is none, or the time for it is over. */
+static psi_pool *next_pool(psi_cache *cache) {
+    psi_pool *found = NULL;
+    bool in_time = psi_os_now_us() < atomic_load(&cache->write_until_us);
+    pthread_mutex_lock(&cache->lock);
+    for (psi_pool *pool = cache->pools; in_time && found == NULL && pool != NULL; pool = pool->next) {
+        found = pool->store != NULL && atomic_load(&pool->want_write_bytes) > 0 ? pool : NULL;
+    }
+    pthread_mutex_unlock(&cache->lock);
+    return found;
+}
+
+/* An error is said when it matters: under pressure. */
+static void note_error(psi_cache *cache, psi_pool *pool, int error) {
+    if (psi_cache_is_pressed(cache)) {
+        pthread_mutex_lock(&pool->lock);
+        psi_clean_say_error(pool, error);
+        pthread_mutex_unlock(&pool->lock);
+    }
+    atomic_store(&pool->may_write, true);
+}
+
+static void write_one(psi_cache *cache, psi_pool *pool) {
+    uint64_t want = atomic_load(&pool->want_write_bytes);
+    int64_t bytes = psi_clean_one(pool, PSI_TRIM_ALL);
+    uint64_t left = bytes > 0 && (uint64_t)bytes < want ? want - (uint64_t)bytes : 0;
+    (void)atomic_compare_exchange_strong(&pool->want_write_bytes, &want, left); /* a newer wish stays */
+    if (bytes < 0) {
+        note_error(cache, pool, (int)bytes);
+    } else if (bytes > 0) {
+        atomic_store(&pool->may_write, false);
+    }
+    if (left == 0 && psi_cache_is_pressed(cache)) {
+        psi_os_bell_ring(&cache->bell); /* what is written may go */
+    }
+}
+
+/* `writing` keeps the pool alive meanwhile. */
+static bool write_next(psi_cache *cache) {
+    pthread_mutex_lock(&cache->writing);
+    psi_pool *pool = next_pool(cache);
+    if (pool != NULL) {
+        write_one(cache, pool);
+    }
+    pthread_mutex_unlock(&cache->writing);
+    return pool != NULL;
+}
+
+void *psi_writer_run(void *argument) {
+    psi_cache *cache = argument;
+    psi_os_name_thread("psi-writer");
+    while (!atomic_load(&cache->writer_stops)) {
+        if (!write_next(cache)) {
+            (void)psi_os_wait(&cache->writer_bell, NULL, 0, SLEEP_US);
+        }
+    }
+    return NULL;
+}
