@@ -72,7 +72,7 @@ typedef struct psi_options {
     uint64_t horizon_us; /* how far ahead the fill rate is extrapolated; default: as long as giving back takes here */
     uint64_t reserve_bytes;   /* headroom to keep; default 1/16 of the limit, 16 MiB to 256 MiB */
     uint64_t floor_bytes;     /* never trim a pool below this; default 1/32 of its capacity */
-    const char *policy;       /* "fifo" (default) or "lru" */
+    const char *policy;       /* which blocks go first: "auto" (default), "attention", "keys", "fifo", "lru" */
     const char *store;        /* "file" (default) or "none" (trimmed blocks are dropped) */
     const char *store_dir;    /* directory of the store, on a disk; default /var/tmp ($TMPDIR is often memory) */
     uint64_t store_max_bytes; /* upper size of the store; default: the pools' capacity */
@@ -87,6 +87,11 @@ typedef struct psi_options {
         *tuning_file;   /* what was learned is read from here and saved here; default none (PSI_CACHE_TUNING_FILE) */
     double guard_share; /* of the cache: most that stall alone may take in a guard period; 0.5 */
     uint64_t guard_period_us; /* default 60 s */
+    int recall;          /* 0 default (on), 1 on, -1 off: hidden blocks that the model wants come back in exchange for
+                            others, while the cache stays as small as it is (PSI_CACHE_RECALL=off) */
+    double score_share;  /* most of the step time that measuring attention may cost, on average; 0.01 */
+    double recall_share; /* the same of finding and fetching what is wanted, in steps of one token; 0.03 */
+    uint64_t recall_us;  /* most time that a step of several tokens spends on exchanges; default 50 ms */
 } psi_options;
 
 /* Opens signals and controller, and starts the watcher thread with the first pool. NULL options:
@@ -172,6 +177,35 @@ PSI_API int psi_block_write(psi_pool *pool, psi_block_id block);
  * policies learn from it. It may still be trimmed at the safe point: look at its state after psi_pool_step. */
 PSI_API void psi_block_used(psi_pool *pool, psi_block_id block);
 
+/* What an engine knows of a block's worth; the policies "attention", "keys" and "auto" go by it, and without it as
+ * "fifo". Both are 0 or more. */
+typedef enum psi_score_kind {
+    PSI_SCORE_ATTENTION = 0, /* the largest share of some head's attention, 0 to 1, that one of the block's tokens
+                                received in the step. The pool keeps it until higher ones come, fading by a tenth with
+                                each score, so call it for all blocks of a sampled step. */
+    PSI_SCORE_KEYS = 1       /* how much the block's keys differ from those around it, in any unit, one for the pool:
+                                after key difference (KeyDiff, arXiv 2504.15364). Once, when the block is full. */
+} psi_score_kind;
+
+/* Tells one block's score. Returns 0; -EINVAL for an unknown id or kind, or a score below 0 or not finite. */
+PSI_API int psi_block_score(psi_pool *pool, psi_block_id block, psi_score_kind kind, float score);
+
+/* The same for all blocks: scores has one float a block of the pool, negative where nothing is known. Returns the
+ * number taken, or -EINVAL. */
+PSI_API int psi_pool_score(psi_pool *pool, psi_score_kind kind, const float *scores);
+
+/* Non-zero when a trim is near or on its way and the last step's attention was not scored: sample the coming step,
+ * however short of time, so that the decision is made on fresh scores. Any thread. */
+PSI_API int psi_pool_wants_scores(psi_pool *pool);
+
+/* Says how much the step's queries want each block, in memory or hidden: the share of some head's attention that it
+ * would receive, 0 to 1, estimated from what the engine remembers of its keys; negative where nothing is known. One
+ * float a block of the pool. Hidden blocks that are wanted are exchanged for resident ones that are wanted less, and
+ * the cache stays as large as it is: with most_us above 0 now, for that long at most, also inside a step (look at the
+ * states again: the one call that moves blocks there); with 0 they are read in the background, and exchanged at a later
+ * psi_pool_step. Returns the number of blocks that came back now, or -EINVAL. */
+PSI_API int psi_pool_recall(psi_pool *pool, const float *wants, uint64_t most_us);
+
 #define PSI_MARK_USED 1u  /* the coming step reads the block */
 #define PSI_MARK_WRITE 2u /* the coming step writes it: see psi_block_write */
 
@@ -180,7 +214,7 @@ PSI_API void psi_block_used(psi_pool *pool, psi_block_id block);
 PSI_API int psi_pool_mark(psi_pool *pool, const unsigned char *marks);
 
 /* Copies every block's psi_block_state to states, one byte a block. Blocks that the step was said to
- * use do not move between psi_pool_step and psi_pool_step_end. */
+ * use do not move between psi_pool_step and psi_pool_step_end, but in psi_pool_recall. */
 PSI_API void psi_pool_states(psi_pool *pool, unsigned char *states);
 
 /* Frees every block: EMPTY, all pages to the system. */
@@ -219,6 +253,11 @@ PSI_API void psi_kv_free(void *address);
  * caches of the process. */
 PSI_API int psi_cache_trim(psi_cache *cache, double share);
 PSI_API int psi_cache_restore(psi_cache *cache);
+
+/* Sets an option while the cache runs, from the next step on: "policy", "recall" ("on", "off"), "score_share",
+ * "recall_share"; values as in the environment. Returns 0, -ENOENT for another name, -EINVAL for a value that it does
+ * not take, -ENODEV when no cache is open. Any thread. NULL: all caches of the process. */
+PSI_API int psi_cache_set(psi_cache *cache, const char *name, const char *value);
 
 typedef struct psi_stats {
     size_t size;
@@ -272,6 +311,9 @@ typedef struct psi_stats {
     double major_faults_per_s;    /* negative: not known */
     char grower[96];              /* the cgroup that grew most around the last trim; "" not known */
     char staller[96];             /* the one that stalled most */
+    uint64_t recalls;             /* exchanges of hidden blocks that were wanted */
+    uint64_t recalled_bytes;
+    uint64_t recall_us; /* spent on them */
 } psi_stats;
 
 /* Fills *stats, of which size must be set (fields past it are left alone). NULL cache: all caches of the process

@@ -14,10 +14,11 @@ static void fifo_takes_the_oldest(void **state) {
     psi_candidate c[] = {
         {.block = 0, .age = 3, .used = 1}, {.block = 1, .age = 1, .used = 9}, {.block = 2, .age = 2, .used = 5}};
     size_t count = 3;
-    psi_policy_heapify(&psi_policy_fifo, c, count);
-    assert_int_equal(psi_policy_pop(&psi_policy_fifo, c, &count).block, 1);
-    assert_int_equal(psi_policy_pop(&psi_policy_fifo, c, &count).block, 2);
-    assert_int_equal(psi_policy_pop(&psi_policy_fifo, c, &count).block, 0);
+    psi_policy_fifo.rate(c, count);
+    psi_policy_heapify(c, count);
+    assert_int_equal(psi_policy_pop(c, &count).block, 1);
+    assert_int_equal(psi_policy_pop(c, &count).block, 2);
+    assert_int_equal(psi_policy_pop(c, &count).block, 0);
     assert_int_equal(count, 0);
 }
 
@@ -26,10 +27,11 @@ static void lru_takes_the_longest_unused_then_the_oldest(void **state) {
     psi_candidate c[] = {
         {.block = 0, .age = 2, .used = 5}, {.block = 1, .age = 1, .used = 9}, {.block = 2, .age = 1, .used = 5}};
     size_t count = 3;
-    psi_policy_heapify(&psi_policy_lru, c, count);
-    assert_int_equal(psi_policy_pop(&psi_policy_lru, c, &count).block, 2);
-    assert_int_equal(psi_policy_pop(&psi_policy_lru, c, &count).block, 0);
-    assert_int_equal(psi_policy_pop(&psi_policy_lru, c, &count).block, 1);
+    psi_policy_lru.rate(c, count);
+    psi_policy_heapify(c, count);
+    assert_int_equal(psi_policy_pop(c, &count).block, 2);
+    assert_int_equal(psi_policy_pop(c, &count).block, 0);
+    assert_int_equal(psi_policy_pop(c, &count).block, 1);
 }
 
 static void any_order_of_many_comes_out_sorted(void **state) {
@@ -42,11 +44,12 @@ static void any_order_of_many_comes_out_sorted(void **state) {
         c[i] = (psi_candidate){.block = i, .age = random >> 20, .used = random >> 28};
     }
     size_t count = MANY;
-    psi_policy_heapify(&psi_policy_lru, c, count);
-    psi_candidate before = psi_policy_pop(&psi_policy_lru, c, &count);
+    psi_policy_lru.rate(c, count);
+    psi_policy_heapify(c, count);
+    psi_candidate before = psi_policy_pop(c, &count);
     while (count > 0) {
-        psi_candidate next = psi_policy_pop(&psi_policy_lru, c, &count);
-        assert_false(psi_policy_lru.goes_before(&next, &before));
+        psi_candidate next = psi_policy_pop(c, &count);
+        assert_false(psi_policy_goes_before(&next, &before));
         before = next;
     }
 }
@@ -54,8 +57,8 @@ static void any_order_of_many_comes_out_sorted(void **state) {
 static void policies_are_found_by_name(void **state) {
     (void)state;
     assert_ptr_equal(psi_policy_find("lru"), &psi_policy_lru);
-    assert_ptr_equal(psi_policy_find(NULL), &psi_policy_fifo);
-    assert_ptr_equal(psi_policy_find(""), &psi_policy_fifo);
+    assert_ptr_equal(psi_policy_find(NULL), &psi_policy_auto);
+    assert_ptr_equal(psi_policy_find(""), &psi_policy_auto);
     assert_null(psi_policy_find("random"));
 }
 

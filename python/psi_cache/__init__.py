@@ -24,6 +24,7 @@ __all__ = [
     "PsiCacheValueError",
     "restore",
     "set_cache_limit",
+    "set_option",
     "stats",
     "trim",
     "version",
@@ -37,6 +38,16 @@ def set_cache_limit(high: float, low: Optional[float] = None) -> None:
     Raises PsiCacheValueError unless 0 <= low < high <= 1.
     """
     _native.set_limits(high, low)
+
+
+def set_option(name: str, value: str) -> None:
+    """Sets ``policy`` ("auto", "attention", "keys", "fifo", "lru"), ``recall`` ("on", "off"), ``score_share`` or
+    ``recall_share`` (0 to 1) while the caches run, from the next step on.
+
+    Raises PsiCacheError (ENODEV) while no cache is open, (ENOENT) for another name; PsiCacheValueError for a value that
+    the option does not take.
+    """
+    _native.set_option(name, value)
 
 
 def stats() -> Dict[str, Union[int, float, str, None]]:

@@ -89,6 +89,9 @@ class Stats(ctypes.Structure):
         ("major_faults_per_s", ctypes.c_double),
         ("grower", ctypes.c_char * 96),
         ("staller", ctypes.c_char * 96),
+        ("recalls", ctypes.c_uint64),
+        ("recalled_bytes", ctypes.c_uint64),
+        ("recall_us", ctypes.c_uint64),
     ]
 
     def to_dict(self) -> Dict[str, Union[Number, str, None]]:
@@ -239,6 +242,18 @@ def read_stats() -> Dict[str, Union[Number, str, None]]:
 def trim(share: float) -> None:
     share = float(share)
     check(library().psi_cache_trim(None, share), f"trim({share:g})", EINVAL="give a share above 0, up to 1")
+
+
+def set_option(name: str, value: str) -> None:
+    result = library().psi_cache_set(None, str(name).encode(), str(value).encode())
+    check(
+        result,
+        f"set_option({name!r}, {value!r})",
+        ENODEV="no cache is open in this process: make the engine's context first",
+        ENOENT="no option of this name can be set while the cache runs; choose policy, recall, score_share or "
+        "recall_share",
+        EINVAL="not a value of it: policy takes auto, attention, keys, fifo, lru; recall on, off; shares 0 to 1",
+    )
 
 
 def restore() -> None:

@@ -1,11 +1,10 @@
 /* fifo.c - the oldest block first. The pool keeps the first (attention sinks) and the newest out of it. */
 #include "policy/policy.h"
 
-static int goes_before(const psi_candidate *a, const psi_candidate *b) {
-    if (a->age != b->age) {
-        return a->age < b->age;
+static void rate(psi_candidate *candidates, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        candidates[i].worth = (double)candidates[i].age;
     }
-    return a->block < b->block;
 }
 
-const psi_policy psi_policy_fifo = {"fifo", goes_before};
+const psi_policy psi_policy_fifo = {.name = "fifo", .rate = rate};

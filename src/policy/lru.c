@@ -1,11 +1,10 @@
 /* lru.c - the block that no step has read for longest first; among equals the oldest. */
 #include "policy/policy.h"
 
-static int goes_before(const psi_candidate *a, const psi_candidate *b) {
-    if (a->used != b->used) {
-        return a->used < b->used;
+static void rate(psi_candidate *candidates, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        candidates[i].worth = (double)candidates[i].used;
     }
-    return psi_policy_fifo.goes_before(a, b);
 }
 
-const psi_policy psi_policy_lru = {"lru", goes_before};
+const psi_policy psi_policy_lru = {.name = "lru", .rate = rate};

@@ -66,24 +66,32 @@ static void say_read_error(psi_pool *pool, uint32_t block, int error) {
                  block, pool->name, -error);
 }
 
+static int read_record(psi_pool *pool, uint32_t slot) {
+    uint64_t began_us = psi_os_now_us();
+    int error = psi_store_read(pool->store, slot, pool->record);
+    for (int i = 0; i < 2 && error != 0; i++) { /* a direct read may fail for want of memory, just then */
+        error = psi_store_read(pool->store, slot, pool->record);
+    }
+    if (error == 0) {
+        pool->read_us += psi_os_now_us() - began_us;
+        pool->read_bytes += pool->record_bytes;
+    }
+    return error;
+}
+
 int psi_block_bring_back(psi_pool *pool, uint32_t block) {
     psi_block *b = &pool->block[block];
     if (b->state != PSI_BLOCK_STORED) {
         return b->state == PSI_BLOCK_DROPPED ? -ENOENT : 0;
     }
-    uint64_t began_us = psi_os_now_us();
-    int error = psi_store_read(pool->store, b->slot, pool->record);
-    for (int i = 0; i < 2 && error != 0; i++) { /* a direct read may fail for want of memory, just then */
-        error = psi_store_read(pool->store, b->slot, pool->record);
-    }
+    const unsigned char *record = psi_fetch_record(pool, block);
+    int error = record == NULL ? read_record(pool, b->slot) : 0;
     if (error != 0) {
         say_read_error(pool, block, error);
         psi_block_move(pool, block, PSI_BLOCK_DROPPED);
         return -EIO;
     }
-    pool->read_us += psi_os_now_us() - began_us;
-    pool->read_bytes += pool->record_bytes;
-    psi_layout_scatter(pool, block, pool->record);
+    psi_layout_scatter(pool, block, record != NULL ? record : pool->record);
     psi_block_move(pool, block, PSI_BLOCK_RESIDENT); /* keeps its slot: it is clean, and goes again for free */
     pool->restored_bytes += psi_layout_block_bytes(pool, block);
     return 0;

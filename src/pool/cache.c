@@ -127,6 +127,9 @@ psi_cache *psi_cache_open(const psi_options *options) {
     psi_control_init(&cache->control, &cache->settings.control);
     psi_tuning_file_load(cache);
     atomic_init(&cache->room_bytes, UINT64_MAX);
+    atomic_init(&cache->recalls, cache->settings.recall);
+    atomic_init(&cache->score_share, cache->settings.score_share);
+    atomic_init(&cache->recall_share, cache->settings.recall_share);
     log_sources(cache);
     (void)pthread_once(&fork_handlers, add_fork_handlers);
     pthread_mutex_lock(&registry_lock);
@@ -168,8 +171,6 @@ bool psi_is_forked_child(const psi_cache *cache) { return cache->process_id != p
 
 const psi_log *psi_cache_log(const psi_cache *cache) { return &cache->settings.log; }
 
-const psi_policy *psi_cache_policy(const psi_cache *cache) { return cache->settings.policy; }
-
 uint64_t psi_cache_floor_bytes(const psi_cache *cache) { return cache->settings.floor_bytes; }
 
 bool psi_cache_refuses(const psi_cache *cache) { return atomic_load(&cache->refuses); }
@@ -183,6 +184,8 @@ uint64_t psi_cache_take_room(psi_cache *cache, uint64_t want_bytes) {
     } while (room != UINT64_MAX && !atomic_compare_exchange_weak(&cache->room_bytes, &room, room - taken));
     return taken;
 }
+
+void psi_cache_wake_writer(psi_cache *cache) { psi_os_bell_ring(&cache->writer_bell); }
 
 void psi_cache_look_again(psi_cache *cache) {
     if (!psi_is_forked_child(cache)) { /* the bell is the parent's */
@@ -273,6 +276,22 @@ int psi_cache_trim(psi_cache *cache, double share) {
 
 int psi_cache_restore(psi_cache *cache) { return request_of(cache, 0, true); }
 
+int psi_cache_set(psi_cache *cache, const char *name, const char *value) {
+    if (name == NULL || value == NULL) {
+        return -EINVAL;
+    }
+    if (cache != NULL) {
+        return psi_cache_set_one(cache, name, value);
+    }
+    int error = -ENODEV;
+    pthread_mutex_lock(&registry_lock);
+    for (psi_cache *each = registry; each != NULL && (error == 0 || error == -ENODEV); each = each->next) {
+        error = psi_cache_set_one(each, name, value);
+    }
+    pthread_mutex_unlock(&registry_lock);
+    return error;
+}
+
 /* ---- what happened ----------------------------------------------------------------------------- */
 
 static void add_pool_stats(psi_stats *s, psi_pool *pool) {
@@ -290,6 +309,9 @@ static void add_pool_stats(psi_stats *s, psi_pool *pool) {
     s->store_errors += pool->store_errors;
     s->written_bytes += pool->written_bytes;
     s->clean_bytes += pool->clean_bytes;
+    s->recalls += pool->recalls;
+    s->recalled_bytes += pool->recalled_bytes;
+    s->recall_us += pool->recall_us;
     s->steps = pool->step > s->steps ? pool->step : s->steps;
     s->pools++;
     pthread_mutex_unlock(&pool->lock);

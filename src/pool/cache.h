@@ -66,7 +66,13 @@ struct psi_cache {
     _Atomic uint64_t write_until_us; /* what is asked of it is void then */
     _Atomic bool refuses, pressed;   /* above the high limit: and nothing left to give; at all */
     _Atomic uint64_t room_bytes;     /* may be filled again before the next reading */
+    _Atomic bool uneasy;             /* above the lower limit */
+    _Atomic bool recalls;
+    _Atomic double score_share, recall_share;
 };
+
+/* options.c: -ENOENT for a name that is no option, -EINVAL for a value that it does not take. */
+int psi_cache_set_one(psi_cache *cache, const char *name, const char *value);
 
 /* watcher.c: the thread that senses, decides, and gives back what costs nothing. */
 void psi_watcher_start(psi_cache *cache);

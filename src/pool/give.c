@@ -117,6 +117,7 @@ static void wake_writer(psi_cache *cache, uint64_t until_us) {
 void psi_give(psi_cache *cache, const psi_decision *decision, const psi_demand *demand) {
     bool pressed = decision->band != PSI_BAND_NONE;
     atomic_store(&cache->pressed, pressed);
+    atomic_store(&cache->uneasy, pressed || decision->index > cache->control.options.low);
     atomic_store(&cache->refuses, decision->refuse && demand->evictable_bytes == 0);
     tell_pools(cache, decision);
     uint64_t want = decision->trim_bytes + withdraw(cache);

@@ -14,6 +14,7 @@ static size_t round_up(size_t bytes, size_t to) { return (bytes + to - 1) / to *
 
 static void free_parts(psi_pool *pool) {
     psi_store_close(pool->store);
+    psi_fetch_close(pool);
     psi_os_unreserve(pool->record, pool->record_bytes);
     psi_os_unreserve(pool->ahead, pool->record_bytes);
     psi_os_unreserve(pool->arena, pool->arena_bytes);
@@ -50,6 +51,7 @@ static int copy_planes(psi_pool *pool, const psi_pool_options *options) {
 static void fill_blocks(psi_pool *pool) {
     for (uint32_t i = 0; i < pool->blocks; i++) {
         pool->block[i].slot = PSI_SLOT_NONE;
+        psi_score_forget(&pool->block[i]);
     }
     for (uint32_t lane = 0; lane < pool->lanes; lane++) {
         size_t bytes = psi_layout_block_bytes(pool, lane * pool->lane_blocks);
@@ -84,7 +86,7 @@ static psi_pool *make(psi_cache *cache, const psi_pool_options *options, uint32_
     pool->keep_newest = options->keep_newest != 0 ? options->keep_newest : 2;
     pool->moved = options->moved;
     pool->moved_user = options->moved_user;
-    pool->policy = psi_cache_policy(cache);
+    atomic_init(&pool->policy, psi_cache_policy(cache));
     pool->planes = calloc((size_t)lanes * planes_per_lane, sizeof(*pool->planes));
     pool->block = calloc(pool->blocks, sizeof(*pool->block));
     pool->candidates = calloc(pool->blocks, sizeof(*pool->candidates));
@@ -325,6 +327,7 @@ static void empty_block(psi_pool *pool, uint32_t block) {
         b->releasing = b->state == PSI_BLOCK_RESIDENT;
         psi_block_move(pool, block, PSI_BLOCK_EMPTY);
     }
+    psi_score_forget(b);
     b->handed_out = b->pinned = false;
     b->run = 0;
     b->age = 0;
@@ -442,6 +445,7 @@ int psi_pool_step(psi_pool *pool) {
         } else if (restore > 0) {
             (void)psi_regrow(pool, restore);
         }
+        psi_recall_fetched(pool);
     }
     psi_trim_survey(pool);
     int moved = (int)(pool->moves - moves);

@@ -23,7 +23,22 @@ typedef struct psi_block {
     uint64_t written; /* number of the step that wrote it last */
     uint64_t used;    /* number of the step that read or wrote it last */
     uint64_t fresh;   /* number of the step before which it became RESIDENT from EMPTY */
+    float attention;  /* psi_block_score's, fading; PSI_SCORE_UNKNOWN */
+    float keys;       /* the same of its keys */
+    float want;       /* how much the queries of late wanted it, resident or not, fading; 0 */
 } psi_block;
+
+/* A hidden block's bytes on their way from the store: asked for by the engine's thread, read by the writer's. */
+typedef enum psi_fetch_state { PSI_FETCH_FREE, PSI_FETCH_ASKED, PSI_FETCH_READING, PSI_FETCH_READY } psi_fetch_state;
+
+typedef struct psi_fetch {
+    psi_fetch_state state;
+    uint32_t block, slot;
+    uint64_t written;      /* of the block, when it was asked for */
+    unsigned char *record; /* no page while FREE */
+} psi_fetch;
+
+enum { PSI_FETCH_BLOCKS = 4 };
 
 struct psi_pool {
     psi_pool *next; /* in the cache's list, under the cache's lock */
@@ -41,7 +56,7 @@ struct psi_pool {
     unsigned char *record;     /* scratch: one block, page-aligned; under the lock */
     unsigned char *ahead;      /* the same for psi_clean_one, which writes it without the lock */
     size_t record_bytes;
-    const psi_policy *policy;
+    _Atomic(const psi_policy *) policy;
     psi_store *store; /* NULL: could not be opened; as "none" */
     uint32_t keep_first, keep_newest;
     uint64_t floor_bytes;
@@ -73,9 +88,13 @@ struct psi_pool {
     uint64_t unwritten_bytes;                              /* of those, what the store has not yet */
     uint64_t clean_bytes;                                  /* resident, and in the store already */
     uint64_t written_bytes, write_us, read_bytes, read_us; /* to and from the store, and how long that took */
-    uint64_t given_at_us, first_given_at_us; /* when a trim last gave pages back, and first in answer to an ask */
-    bool exchangeable;                       /* some block could go for a new one to come, at the floor too */
-    uint32_t fresh;                          /* blocks that became RESIDENT from EMPTY since the last safe point */
+    uint64_t given_at_us, first_given_at_us;     /* when a trim last gave pages back, and first in answer to an ask */
+    bool exchangeable;                           /* some block could go for a new one to come, at the floor too */
+    uint32_t fresh;                              /* blocks that became RESIDENT from EMPTY since the last safe point */
+    uint64_t scored_step;                        /* the last one in which attention was scored */
+    uint64_t recalls, recalled_bytes, recall_us; /* exchanges of hidden blocks for others */
+    psi_fetch fetches[PSI_FETCH_BLOCKS];
+    _Atomic bool wants_fetch; /* some are ASKED; the writer's to clear */
 };
 
 /* What a trim may touch. */
@@ -106,7 +125,29 @@ uint64_t psi_wake_wanted(psi_pool *pool);
 /* Counts anew what could go (evictable_bytes, exchangeable) and what waits to come back (hidden). */
 void psi_trim_survey(psi_pool *pool);
 /* The resident block that would go next and that the store has not yet; PSI_BLOCK_NONE when there is none. */
-uint32_t psi_trim_next_unwritten(const psi_pool *pool, psi_trim_scope scope);
+uint32_t psi_trim_next_unwritten(psi_pool *pool, psi_trim_scope scope);
+
+/* score.c: what is known of a block's worth, for the policy. `rate` fills pool->candidates from `blocks` of them. */
+psi_candidate psi_score_candidate(const psi_pool *pool, uint32_t block);
+void psi_score_rate(const psi_pool *pool, psi_candidate *candidates, size_t count);
+void psi_score_forget(psi_block *b);
+
+/* recall.c: exchanges hidden blocks whose bytes were fetched, if they are still wanted. */
+void psi_recall_fetched(psi_pool *pool);
+
+/* fetch.c. Asks for a STORED block; false: it is asked for already, or too many are. */
+bool psi_fetch_ask(psi_pool *pool, uint32_t block);
+/* Reads one that was asked for; writer's thread, without the lock. False: there was none. */
+bool psi_fetch_one(psi_pool *pool);
+/* A block's bytes, if they were read and are still its own; NULL. Released with all others that were read. */
+const unsigned char *psi_fetch_record(psi_pool *pool, uint32_t block);
+bool psi_fetch_any_ready(psi_pool *pool);
+void psi_fetch_release(psi_pool *pool);
+void psi_fetch_close(psi_pool *pool);
+
+/* trim.c, for recall.c: true when the policy may take the block; takes it. */
+bool psi_trim_may_take(const psi_pool *pool, uint32_t block);
+bool psi_trim_take(psi_pool *pool, uint32_t block);
 
 /* clean.c: writes the block that would go next to the store, so that giving it up costs no write. Watcher's thread,
  * without the pool's lock, which is held for the copying only. Bytes written; 0 when there is nothing to write; a
@@ -127,8 +168,16 @@ bool psi_cache_refuses(const psi_cache *cache);
 uint64_t psi_cache_take_room(psi_cache *cache, uint64_t want_bytes);
 /* Has the watcher read anew, at once; the engine's thread, between two portions that it takes. */
 void psi_cache_look_again(psi_cache *cache);
+/* Has the writer read what was asked for. */
+void psi_cache_wake_writer(psi_cache *cache);
 bool psi_cache_is_pressed(const psi_cache *cache);
 const psi_policy *psi_cache_policy(const psi_cache *cache);
+bool psi_cache_recalls(const psi_cache *cache);
+double psi_cache_score_share(const psi_cache *cache);
+double psi_cache_recall_share(const psi_cache *cache);
+uint64_t psi_cache_recall_us(const psi_cache *cache);
+/* True while a trim is near or on its way: the index is above the lower limit. */
+bool psi_cache_is_uneasy(const psi_cache *cache);
 int psi_cache_open_store(psi_cache *cache, psi_pool *pool);
 void psi_cache_add_pool(psi_cache *cache, psi_pool *pool);
 void psi_cache_remove_pool(psi_cache *cache, psi_pool *pool);

@@ -120,8 +120,13 @@ static int check(const psi_settings *s) {
         psi_log_line(&s->log, PSI_LOG_ERROR, "guard_share %g: choose 0 < guard_share <= 1", c->guard_share);
         return -EINVAL;
     }
+    if (!(s->score_share <= 1 && s->recall_share <= 1)) {
+        psi_log_line(&s->log, PSI_LOG_ERROR, "score_share %g, recall_share %g: choose numbers from 0 to 1",
+                     s->score_share, s->recall_share);
+        return -EINVAL;
+    }
     if (s->policy == NULL) {
-        psi_log_line(&s->log, PSI_LOG_ERROR, "unknown policy: choose fifo or lru");
+        psi_log_line(&s->log, PSI_LOG_ERROR, "unknown policy: choose auto, attention, keys, fifo or lru");
         return -EINVAL;
     }
     if (strcmp(s->store, "file") != 0 && strcmp(s->store, "none") != 0) {
@@ -158,6 +163,10 @@ int psi_settings_resolve(psi_settings *settings, const psi_options *options) {
     made.floor_bytes = or_bytes(&made.log, o->floor_bytes, "FLOOR_BYTES", 0);
     made.store_max_bytes = or_bytes(&made.log, o->store_max_bytes, "STORE_MAX_BYTES", UINT64_MAX);
     made.policy = psi_policy_find(text_of(o->policy, "POLICY", NULL));
+    made.recall = is_on(o->recall, "RECALL");
+    made.score_share = o->score_share > 0 ? o->score_share : share(&made.log, "SCORE_SHARE", 0.01);
+    made.recall_share = o->recall_share > 0 ? o->recall_share : share(&made.log, "RECALL_SHARE", 0.03);
+    made.recall_us = or_bytes(&made.log, o->recall_us, "RECALL_US", 50000);
     (void)snprintf(made.store, sizeof(made.store), "%s", text_of(o->store, "STORE", "file"));
     bool fits = copy_path(&made, made.store_dir, "store_dir", text_of(o->store_dir, "STORE_DIR", "/var/tmp"));
     fits = copy_path(&made, made.root, "root", text_of(o->root, "ROOT", "")) && fits;

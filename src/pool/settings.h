@@ -13,6 +13,9 @@ typedef struct psi_settings {
     psi_control_options control;
     uint64_t floor_bytes, store_max_bytes; /* 0: default */
     const psi_policy *policy;
+    bool recall;
+    double score_share, recall_share;
+    uint64_t recall_us;
     char store[8]; /* "": none, as in those below */
     char store_dir[PSI_SETTING_PATH_BYTES], root[PSI_SETTING_PATH_BYTES], tuning_file[PSI_SETTING_PATH_BYTES];
     bool controller;

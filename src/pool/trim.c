@@ -31,10 +31,6 @@ static bool is_kept(const psi_pool *pool, uint32_t block) {
     return block % pool->lane_blocks < pool->keep_first || pool->writes - b->age < pool->keep_newest;
 }
 
-static psi_candidate candidate_of(const psi_pool *pool, uint32_t block) {
-    return (psi_candidate){.block = block, .age = pool->block[block].age, .used = pool->block[block].used};
-}
-
 static size_t collect(psi_pool *pool, psi_trim_scope scope, bool asleep) {
     size_t count = 0;
     for (uint32_t i = 0; i < pool->blocks; i++) {
@@ -42,9 +38,10 @@ static size_t collect(psi_pool *pool, psi_trim_scope scope, bool asleep) {
         if (!can_go(pool, b) || is_asleep(pool, b, scope) != asleep || (!asleep && is_kept(pool, i))) {
             continue;
         }
-        pool->candidates[count++] = candidate_of(pool, i);
+        pool->candidates[count++] = psi_score_candidate(pool, i);
     }
-    psi_policy_heapify(pool->policy, pool->candidates, count);
+    psi_score_rate(pool, pool->candidates, count);
+    psi_policy_heapify(pool->candidates, count);
     return count;
 }
 
@@ -113,7 +110,7 @@ static uint64_t take(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, 
     uint64_t given = 0;
     bool only_clean = pool->store != NULL && scope < PSI_TRIM_ALL; /* writes none, loses none */
     while (count > 0 && given < want_bytes && resident_bytes(pool) > floor_bytes) {
-        psi_candidate next = psi_policy_pop(pool->policy, pool->candidates, &count);
+        psi_candidate next = psi_policy_pop(pool->candidates, &count);
         if (only_clean && pool->block[next.block].slot == PSI_SLOT_NONE) {
             continue;
         }
@@ -147,26 +144,27 @@ uint64_t psi_trim(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, uin
     return given;
 }
 
-uint32_t psi_trim_next_unwritten(const psi_pool *pool, psi_trim_scope scope) {
-    uint32_t best = PSI_BLOCK_NONE;
-    bool best_asleep = false;
-    psi_candidate best_candidate = {0};
+static size_t collect_unwritten(psi_pool *pool, psi_trim_scope scope, bool asleep) {
+    size_t count = 0;
     for (uint32_t i = 0; i < pool->blocks; i++) {
         const psi_block *b = &pool->block[i];
-        bool asleep = is_asleep(pool, b, PSI_TRIM_ASLEEP);
-        if (b->slot != PSI_SLOT_NONE || !can_go(pool, b) ||
-            (!asleep && (scope == PSI_TRIM_ASLEEP || is_kept(pool, i)))) {
-            continue;
-        }
-        psi_candidate candidate = candidate_of(pool, i);
-        if (best == PSI_BLOCK_NONE || (asleep && !best_asleep) ||
-            (asleep == best_asleep && pool->policy->goes_before(&candidate, &best_candidate))) {
-            best = i;
-            best_asleep = asleep;
-            best_candidate = candidate;
+        if (b->slot == PSI_SLOT_NONE && can_go(pool, b) && is_asleep(pool, b, PSI_TRIM_ASLEEP) == asleep &&
+            (asleep || (scope != PSI_TRIM_ASLEEP && !is_kept(pool, i)))) {
+            pool->candidates[count++] = psi_score_candidate(pool, i);
         }
     }
-    return best;
+    return count;
+}
+
+uint32_t psi_trim_next_unwritten(psi_pool *pool, psi_trim_scope scope) {
+    size_t count = collect_unwritten(pool, scope, true);
+    count = count > 0 ? count : collect_unwritten(pool, scope, false);
+    psi_score_rate(pool, pool->candidates, count);
+    const psi_candidate *best = pool->candidates;
+    for (size_t i = 1; i < count; i++) {
+        best = psi_policy_goes_before(&pool->candidates[i], best) ? &pool->candidates[i] : best;
+    }
+    return count > 0 ? best->block : PSI_BLOCK_NONE;
 }
 
 static uint64_t lesser(uint64_t a, uint64_t b) { return a < b ? a : b; }
@@ -203,12 +201,13 @@ static void hide_surplus(psi_pool *pool, uint64_t wanted, uint64_t fit) {
     size_t count = 0;
     for (uint32_t i = 0; i < pool->blocks; i++) {
         if (is_wanted(pool, i) && !is_kept(pool, i)) {
-            pool->candidates[count++] = candidate_of(pool, i);
+            pool->candidates[count++] = psi_score_candidate(pool, i);
         }
     }
-    psi_policy_heapify(pool->policy, pool->candidates, count);
+    psi_score_rate(pool, pool->candidates, count);
+    psi_policy_heapify(pool->candidates, count);
     for (; count > 0 && wanted > fit; wanted--) {
-        pool->block[psi_policy_pop(pool->policy, pool->candidates, &count).block].hidden = true;
+        pool->block[psi_policy_pop(pool->candidates, &count).block].hidden = true;
     }
 }
 
@@ -258,25 +257,30 @@ uint64_t psi_wake_wanted(psi_pool *pool) {
     return woken;
 }
 
-/* Brings hidden blocks back that the coming step would read, what the policy would take last first. */
+/* Hidden blocks that the coming step would read, in a heap whose top the policy would take last. */
+static size_t collect_hidden(psi_pool *pool) {
+    size_t count = 0;
+    for (uint32_t i = 0; i < pool->blocks; i++) {
+        const psi_block *b = &pool->block[i];
+        if (b->state == PSI_BLOCK_STORED && b->hidden && b->used >= pool->step) {
+            pool->candidates[count++] = psi_score_candidate(pool, i);
+        }
+    }
+    psi_score_rate(pool, pool->candidates, count);
+    for (size_t i = 0; i < count; i++) {
+        psi_candidate *c = &pool->candidates[i];
+        c->worth = -c->worth;
+        c->age = UINT64_MAX - c->age;
+    }
+    psi_policy_heapify(pool->candidates, count);
+    return count;
+}
+
 uint64_t psi_regrow(psi_pool *pool, uint64_t want_bytes) {
     uint64_t restored = 0;
-    while (restored < want_bytes) {
-        uint32_t best = PSI_BLOCK_NONE;
-        psi_candidate best_candidate = {0};
-        for (uint32_t i = 0; i < pool->blocks; i++) {
-            const psi_block *b = &pool->block[i];
-            psi_candidate candidate = candidate_of(pool, i);
-            if (b->state == PSI_BLOCK_STORED && b->hidden && b->used >= pool->step &&
-                (best == PSI_BLOCK_NONE || pool->policy->goes_before(&best_candidate, &candidate))) {
-                best = i;
-                best_candidate = candidate;
-            }
-        }
-        if (best == PSI_BLOCK_NONE) {
-            break;
-        }
-        if (psi_block_bring_back(pool, best) == 0) {
+    size_t count = collect_hidden(pool);
+    while (restored < want_bytes && count > 0) {
+        if (psi_block_bring_back(pool, psi_policy_pop(pool->candidates, &count).block) == 0) {
             restored += pool->block_total_bytes;
         }
     }
@@ -284,4 +288,17 @@ uint64_t psi_regrow(psi_pool *pool, uint64_t want_bytes) {
         pool->restores++;
     }
     return restored;
+}
+
+bool psi_trim_may_take(const psi_pool *pool, uint32_t block) {
+    return can_go(pool, &pool->block[block]) && !is_kept(pool, block);
+}
+
+bool psi_trim_take(psi_pool *pool, uint32_t block) {
+    bool asleep = is_asleep(pool, &pool->block[block], PSI_TRIM_ALL);
+    if (pool->store == NULL || !evict(pool, block, PSI_TRIM_ALL, asleep)) {
+        return false;
+    }
+    pool->returned_bytes += psi_layout_give_back(pool);
+    return true;
 }

@@ -1,17 +1,28 @@
-/* writer.c - the thread that writes blocks to the store, one at a time, as the watcher asks: a disk that takes its time
- * holds up neither a reading nor a trim. It sleeps while nothing is asked. */
+/* writer.c - the thread that writes blocks to the store, one at a time, as the watcher asks, and reads those that are
+ * to come back, as the engine's thread asks: a disk that takes its time holds up no reading, trim or step. It sleeps
+ * while nothing is asked. */
 #include "pool/pool.h"
 #include "pool/watcher.h"
 
 #define SLEEP_US (UINT64_C(3600) * 1000000)
 
 /* The first pool with something to write; NULL when there is none, or the time for it is over. */
-static psi_pool *next_pool(psi_cache *cache) {
+static psi_pool *next_to_write(psi_cache *cache) {
     psi_pool *found = NULL;
     bool in_time = psi_os_now_us() < atomic_load(&cache->write_until_us);
     pthread_mutex_lock(&cache->lock);
     for (psi_pool *pool = cache->pools; in_time && found == NULL && pool != NULL; pool = pool->next) {
         found = pool->store != NULL && atomic_load(&pool->want_write_bytes) > 0 ? pool : NULL;
+    }
+    pthread_mutex_unlock(&cache->lock);
+    return found;
+}
+
+static psi_pool *next_to_read(psi_cache *cache) {
+    psi_pool *found = NULL;
+    pthread_mutex_lock(&cache->lock);
+    for (psi_pool *pool = cache->pools; found == NULL && pool != NULL; pool = pool->next) {
+        found = atomic_load(&pool->wants_fetch) ? pool : NULL;
     }
     pthread_mutex_unlock(&cache->lock);
     return found;
@@ -42,22 +53,25 @@ static void write_one(psi_cache *cache, psi_pool *pool) {
     }
 }
 
-/* `writing` keeps the pool alive meanwhile. */
-static bool write_next(psi_cache *cache) {
+/* Reads go first: a step may want them soon. `writing` keeps the pool alive meanwhile. */
+static bool do_next(psi_cache *cache) {
     pthread_mutex_lock(&cache->writing);
-    psi_pool *pool = next_pool(cache);
-    if (pool != NULL) {
-        write_one(cache, pool);
+    psi_pool *to_read = next_to_read(cache);
+    psi_pool *to_write = to_read == NULL ? next_to_write(cache) : NULL;
+    if (to_read != NULL) {
+        (void)psi_fetch_one(to_read);
+    } else if (to_write != NULL) {
+        write_one(cache, to_write);
     }
     pthread_mutex_unlock(&cache->writing);
-    return pool != NULL;
+    return to_read != NULL || to_write != NULL;
 }
 
 void *psi_writer_run(void *argument) {
     psi_cache *cache = argument;
     psi_os_name_thread("psi-writer");
     while (!atomic_load(&cache->writer_stops)) {
-        if (!write_next(cache)) {
+        if (!do_next(cache)) {
             (void)psi_os_wait(&cache->writer_bell, NULL, 0, SLEEP_US);
         }
     }

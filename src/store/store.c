@@ -105,17 +105,25 @@ int psi_store_write(psi_store *store, const void *record, uint32_t *slot) {
     return 0;
 }
 
-int psi_store_read(psi_store *store, uint32_t slot, void *record) {
+int psi_store_get(const psi_store *store, uint32_t slot, void *record) {
     if (slot >= store->slots) {
         return -EINVAL;
     }
     uint64_t offset = (uint64_t)slot * store->record_bytes;
     int error = psi_os_read_at(store->descriptor, record, store->record_bytes, offset);
-    if (error != 0) {
-        return error;
+    if (error == 0) {
+        psi_os_forget(store->descriptor, offset, store->record_bytes);
     }
-    psi_os_forget(store->descriptor, offset, store->record_bytes);
+    return error;
+}
+
+int psi_store_check(const psi_store *store, uint32_t slot, const void *record) {
     return psi_checksum(record, store->record_bytes) == store->checksums[slot] ? 0 : -EIO;
+}
+
+int psi_store_read(psi_store *store, uint32_t slot, void *record) {
+    int error = psi_store_get(store, slot, record);
+    return error == 0 ? psi_store_check(store, slot, record) : error;
 }
 
 void psi_store_free(psi_store *store, uint32_t slot) {

@@ -20,7 +20,7 @@ void psi_store_close(psi_store *store);
 /* Sets a slot aside for psi_store_put. -ENOSPC, -ENOTSUP, -EPERM as psi_store_write. psi_store_free hands it back. */
 int psi_store_reserve(psi_store *store, uint32_t *slot);
 
-/* Writes a record to a reserved slot. The one call that needs no lock: while it runs, others may use other slots. */
+/* Writes a record to a reserved slot. Needs no lock: while it runs, others may use other slots. */
 int psi_store_put(psi_store *store, uint32_t slot, const void *record);
 
 /* Both in one. Writes a record from page-aligned memory and names its slot. -ENOSPC when the store or the disk is full,
@@ -29,6 +29,11 @@ int psi_store_write(psi_store *store, const void *record, uint32_t *slot);
 
 /* Reads it back to page-aligned memory. -EIO also when the bytes are not those that were written. */
 int psi_store_read(psi_store *store, uint32_t slot, void *record);
+
+/* The same in two: get needs no lock, and what it got counts only if check, called while nobody can reuse the slot,
+ * says 0. */
+int psi_store_get(const psi_store *store, uint32_t slot, void *record);
+int psi_store_check(const psi_store *store, uint32_t slot, const void *record);
 
 /* Forgets a record; its slot is used again. PSI_SLOT_NONE is ignored. */
 void psi_store_free(psi_store *store, uint32_t slot);

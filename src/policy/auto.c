@@ -1,0 +1,55 @@
+/* auto.c - keys and attention together. Keys say what may be asked for one day, attention what is asked for now: a
+ * block stays for either. */
+#include "policy/policy.h"
+
+#include <math.h>
+
+/* A block that receives ATTENTION_UNIT times the usual attention weighs as much as keys one standard deviation above
+ * the usual; past ATTENTION_MOST times more attention says no more. Measured: docs/policies.md. */
+#define ATTENTION_UNIT 6.0
+#define ATTENTION_MOST 20.0
+
+typedef struct usual {
+    double attention;    /* mean */
+    double keys, spread; /* mean and standard deviation */
+} usual;
+
+static usual measure(const psi_candidate *candidates, size_t count) {
+    double attention = 0, keys = 0, squares = 0;
+    size_t attended = 0, known = 0;
+    for (size_t i = 0; i < count; i++) {
+        const psi_candidate *c = &candidates[i];
+        if (c->attention >= 0) {
+            attention += (double)c->attention;
+            attended++;
+        }
+        if (c->keys >= 0) {
+            keys += (double)c->keys;
+            squares += (double)c->keys * (double)c->keys;
+            known++;
+        }
+    }
+    usual u = {.attention = attended > 0 ? attention / (double)attended : 0,
+               .keys = known > 0 ? keys / (double)known : 0};
+    double variance = known > 0 ? squares / (double)known - u.keys * u.keys : 0;
+    u.spread = variance > 0 ? sqrt(variance) : 0;
+    return u;
+}
+
+static double by_keys(const psi_candidate *c, const usual *u) {
+    return c->keys >= 0 && u->spread > 0 ? ((double)c->keys - u->keys) / u->spread : 0;
+}
+
+static double by_attention(const psi_candidate *c, const usual *u) {
+    double times = c->attention >= 0 && u->attention > 0 ? (double)c->attention / u->attention : 1;
+    return (times < ATTENTION_MOST ? times : ATTENTION_MOST) / ATTENTION_UNIT;
+}
+
+static void rate(psi_candidate *candidates, size_t count) {
+    usual u = measure(candidates, count);
+    for (size_t i = 0; i < count; i++) {
+        candidates[i].worth = by_keys(&candidates[i], &u) + by_attention(&candidates[i], &u);
+    }
+}
+
+const psi_policy psi_policy_auto = {.name = "auto", .rate = rate, .by_attention = true, .by_keys = true};

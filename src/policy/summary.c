@@ -1,0 +1,91 @@
+/* summary.c - see summary.h. */
+#include "policy/summary.h"
+
+#include <math.h>
+
+#include "policy/vector.h"
+
+enum { TOP_CELLS = 4 };
+
+static float absolute(float x) { return x < 0 ? -x : x; }
+
+static float mean_of(const float *rows, uint32_t first, uint32_t last, uint32_t dims, uint32_t dim) {
+    float sum = 0;
+    for (uint32_t c = first; c < last; c++) {
+        sum += rows[(uint64_t)c * dims + dim];
+    }
+    return sum / (float)(last - first);
+}
+
+static void make_run(int8_t *mean, float *scale, const float *rows, uint32_t first, uint32_t last, uint32_t dims) {
+    float most = 0;
+    for (uint32_t d = 0; d < dims; d++) {
+        float size = absolute(mean_of(rows, first, last, dims, d));
+        most = size > most ? size : most;
+    }
+    *scale = most / 127;
+    for (uint32_t d = 0; d < dims; d++) {
+        float value = most > 0 ? mean_of(rows, first, last, dims, d) / *scale : 0;
+        mean[d] = (int8_t)(value < 0 ? value - 0.5f : value + 0.5f);
+    }
+}
+
+void psi_summary_make(const psi_summary *summary, const float *rows, uint32_t cells, uint32_t dims) {
+    for (uint32_t run = 0; run < PSI_SUMMARY_RUNS; run++) {
+        uint32_t first = cells * run / PSI_SUMMARY_RUNS, last = cells * (run + 1) / PSI_SUMMARY_RUNS;
+        last = last > first ? last : first + 1;
+        make_run(summary->means + (uint64_t)run * dims, &summary->scales[run], rows, first, last, dims);
+    }
+}
+
+void psi_summary_add(const psi_summary *summary, uint32_t dims, float *sum) {
+    for (uint32_t run = 0; run < PSI_SUMMARY_RUNS; run++) {
+        const int8_t *mean = summary->means + (uint64_t)run * dims;
+        float scale = summary->scales[run] / PSI_SUMMARY_RUNS;
+        for (uint32_t d = 0; d < dims; d++) {
+            sum[d] += scale * (float)mean[d];
+        }
+    }
+}
+
+float psi_summary_logit(const psi_summary *summary, uint32_t dims, uint32_t offset, const float *query,
+                        uint32_t head_dims) {
+    float most = -HUGE_VALF;
+    for (uint32_t run = 0; run < PSI_SUMMARY_RUNS; run++) {
+        const int8_t *mean = summary->means + (uint64_t)run * dims + offset;
+        float logit = summary->scales[run] * psi_dot_bytes(query, mean, head_dims);
+        most = logit > most ? logit : most;
+    }
+    return most;
+}
+
+void psi_keys_add_difference(float *difference, const float *rows, uint32_t cells, const float *around, uint32_t heads,
+                             uint32_t head_dims, float factor) {
+    uint32_t dims = heads * head_dims;
+    for (uint32_t h = 0; h < heads; h++) {
+        const float *centre = around + h * head_dims;
+        float length = sqrtf(psi_dot(centre, centre, head_dims));
+        for (uint32_t c = 0; c < cells; c++) {
+            const float *key = rows + (uint64_t)c * dims + h * head_dims;
+            float product = sqrtf(psi_dot(key, key, head_dims)) * length;
+            float cosine = product > 0 ? psi_dot(key, centre, head_dims) / product : 0;
+            difference[c] += factor * (1 - cosine) / (float)heads;
+        }
+    }
+}
+
+float psi_keys_score(float *difference, uint32_t cells) {
+    uint32_t top = cells < TOP_CELLS ? cells : TOP_CELLS;
+    float sum = 0;
+    for (uint32_t i = 0; i < top; i++) {
+        uint32_t most = i;
+        for (uint32_t c = i + 1; c < cells; c++) {
+            most = difference[c] > difference[most] ? c : most;
+        }
+        float moved = difference[i];
+        difference[i] = difference[most];
+        difference[most] = moved;
+        sum += difference[i];
+    }
+    return top > 0 ? sum / (float)top : 0;
+}

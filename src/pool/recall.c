@@ -1,0 +1,123 @@
+/* recall.c - hidden blocks that the model starts to want come back, at a constant memory: each for a resident one that
+ * is wanted less. Engine's thread, under the pool's lock; bounded in time. */
+#include <errno.h>
+#include <math.h>
+
+#include "os/os.h"
+#include "pool/pool.h"
+
+#define FADE 0.9f
+/* An exchange must be worth it: so much of some head's attention, and so many times what the other one has. Below,
+ * blocks would come and go with each word. */
+#define WANT_LEAST 0.004f
+#define WANT_TIMES 2.0f
+#define WANT_OF_NEIGHBOUR 0.7f
+
+static float greater(float a, float b) { return a > b ? a : b; }
+
+/* A wanted block's neighbours belong with it. */
+static float want_of(const psi_pool *pool, uint32_t block) {
+    uint32_t at = block % pool->lane_blocks;
+    float want = pool->block[block].want;
+    want = at > 0 ? greater(want, WANT_OF_NEIGHBOUR * pool->block[block - 1].want) : want;
+    return at + 1 < pool->lane_blocks ? greater(want, WANT_OF_NEIGHBOUR * pool->block[block + 1].want) : want;
+}
+
+static bool is_hidden(const psi_pool *pool, uint32_t block) {
+    const psi_block *b = &pool->block[block];
+    return b->state == PSI_BLOCK_STORED && b->hidden && b->used >= pool->step;
+}
+
+/* Two heaps in one array: the hidden blocks from its start, the most wanted on top, the resident ones behind them, the
+ * least wanted on top. */
+typedef struct sides {
+    psi_candidate *hidden, *resident;
+    size_t hidden_count, resident_count;
+} sides;
+
+static sides collect(psi_pool *pool, bool only_fetched) {
+    sides s = {.hidden = pool->candidates};
+    for (uint32_t i = 0; i < pool->blocks; i++) {
+        if (is_hidden(pool, i) && (!only_fetched || psi_fetch_record(pool, i) != NULL)) {
+            s.hidden[s.hidden_count++] = (psi_candidate){.block = i, .age = i, .worth = -(double)want_of(pool, i)};
+        }
+    }
+    s.resident = pool->candidates + s.hidden_count;
+    for (uint32_t i = 0; i < pool->blocks && s.hidden_count > 0; i++) {
+        if (psi_trim_may_take(pool, i)) {
+            s.resident[s.resident_count++] = (psi_candidate){.block = i, .age = i, .worth = (double)want_of(pool, i)};
+        }
+    }
+    psi_policy_heapify(s.hidden, s.hidden_count);
+    psi_policy_heapify(s.resident, s.resident_count);
+    return s;
+}
+
+static bool is_worth_it(const psi_candidate *hidden, const psi_candidate *resident) {
+    double want = -hidden->worth;
+    return want >= (double)WANT_LEAST && want >= (double)WANT_TIMES * resident->worth;
+}
+
+/* For most_us at most. Blocks that came back. */
+static uint32_t exchange(psi_pool *pool, sides s, uint64_t most_us) {
+    uint64_t began_us = psi_os_now_us();
+    uint32_t came = 0;
+    while (s.hidden_count > 0 && s.resident_count > 0 && is_worth_it(s.hidden, s.resident) &&
+           psi_os_now_us() - began_us < most_us) {
+        uint32_t in = psi_policy_pop(s.hidden, &s.hidden_count).block;
+        uint32_t out = psi_policy_pop(s.resident, &s.resident_count).block;
+        if (!psi_trim_take(pool, out)) {
+            break; /* the store cannot take it */
+        }
+        came += psi_block_bring_back(pool, in) == 0;
+    }
+    pool->recalls += came > 0;
+    pool->recalled_bytes += (uint64_t)came * pool->block_total_bytes;
+    pool->recall_us += psi_os_now_us() - began_us;
+    return came;
+}
+
+void psi_recall_fetched(psi_pool *pool) {
+    if (psi_fetch_any_ready(pool)) {
+        (void)exchange(pool, collect(pool, true), UINT64_MAX);
+        psi_fetch_release(pool);
+    }
+}
+
+/* Has read what would come, without waiting for it. */
+static void fetch_wanted(psi_pool *pool) {
+    sides s = collect(pool, false);
+    bool asked = true;
+    while (asked && s.hidden_count > 0 && s.resident_count > 0 && is_worth_it(s.hidden, s.resident)) {
+        (void)psi_policy_pop(s.resident, &s.resident_count);
+        asked = psi_fetch_ask(pool, psi_policy_pop(s.hidden, &s.hidden_count).block);
+    }
+    if (atomic_load(&pool->wants_fetch)) {
+        psi_cache_wake_writer(pool->cache);
+    }
+}
+
+static void take_wants(psi_pool *pool, const float *wants) {
+    for (uint32_t i = 0; i < pool->blocks; i++) {
+        psi_block *b = &pool->block[i];
+        b->want = wants[i] >= 0 && !isinf(wants[i]) ? greater(wants[i], FADE * b->want) : b->want;
+    }
+}
+
+int psi_pool_recall(psi_pool *pool, const float *wants, uint64_t most_us) {
+    if (pool == NULL || wants == NULL) {
+        return -EINVAL;
+    }
+    int came = 0;
+    pthread_mutex_lock(&pool->lock);
+    if (pool->store != NULL && psi_cache_recalls(pool->cache) && !psi_is_forked_child(pool->cache)) {
+        take_wants(pool, wants);
+        if (most_us > 0) {
+            came = (int)exchange(pool, collect(pool, false), most_us);
+        } else {
+            fetch_wanted(pool);
+        }
+    }
+    pthread_mutex_unlock(&pool->lock);
+    return came;
+}
