@@ -194,7 +194,7 @@ PSI_API int psi_block_score(psi_pool *pool, psi_block_id block, psi_score_kind k
  * number taken, or -EINVAL. */
 PSI_API int psi_pool_score(psi_pool *pool, psi_score_kind kind, const float *scores);
 
-/* Non-zero when a trim is near or on its way and the last step's attention was not scored: sample the coming step,
+/* Non-zero when a trim is near or on its way and no attention was scored in the last 16 steps: sample the coming step,
  * however short of time, so that the decision is made on fresh scores. Any thread. */
 PSI_API int psi_pool_wants_scores(psi_pool *pool);
 

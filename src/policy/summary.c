@@ -5,28 +5,41 @@
 
 #include "policy/vector.h"
 
-enum { TOP_CELLS = 4 };
+enum { TOP_CELLS = 4, CHUNK = 64 };
 
 static float absolute(float x) { return x < 0 ? -x : x; }
 
-static float mean_of(const float *rows, uint32_t first, uint32_t last, uint32_t dims, uint32_t dim) {
-    float sum = 0;
-    for (uint32_t c = first; c < last; c++) {
-        sum += rows[(uint64_t)c * dims + dim];
+/* Mean over rows [first, last) of up to CHUNK dimensions from `dim` on. */
+static void mean_of(float mean[CHUNK], const float *rows, uint32_t first, uint32_t last, uint32_t dims, uint32_t dim) {
+    uint32_t count = dims - dim < CHUNK ? dims - dim : CHUNK;
+    float part = 1 / (float)(last - first);
+    for (uint32_t i = 0; i < CHUNK; i++) {
+        mean[i] = 0;
     }
-    return sum / (float)(last - first);
+    for (uint32_t c = first; c < last; c++) {
+        const float *row = rows + (uint64_t)c * dims + dim;
+        for (uint32_t i = 0; i < count; i++) {
+            mean[i] += part * row[i];
+        }
+    }
 }
 
-static void make_run(int8_t *mean, float *scale, const float *rows, uint32_t first, uint32_t last, uint32_t dims) {
-    float most = 0;
-    for (uint32_t d = 0; d < dims; d++) {
-        float size = absolute(mean_of(rows, first, last, dims, d));
-        most = size > most ? size : most;
+static int8_t rounded(float value) { return (int8_t)(value < 0 ? value - 0.5f : value + 0.5f); }
+
+static void make_run(int8_t *means, float *scale, const float *rows, uint32_t first, uint32_t last, uint32_t dims) {
+    float mean[CHUNK], most = 0;
+    for (uint32_t dim = 0; dim < dims; dim += CHUNK) {
+        mean_of(mean, rows, first, last, dims, dim);
+        for (uint32_t i = 0; i < CHUNK; i++) {
+            most = absolute(mean[i]) > most ? absolute(mean[i]) : most;
+        }
     }
     *scale = most / 127;
-    for (uint32_t d = 0; d < dims; d++) {
-        float value = most > 0 ? mean_of(rows, first, last, dims, d) / *scale : 0;
-        mean[d] = (int8_t)(value < 0 ? value - 0.5f : value + 0.5f);
+    for (uint32_t dim = 0; dim < dims; dim += CHUNK) {
+        mean_of(mean, rows, first, last, dims, dim);
+        for (uint32_t i = 0; i < CHUNK && dim + i < dims; i++) {
+            means[dim + i] = most > 0 ? rounded(mean[i] / *scale) : 0;
+        }
     }
 }
 
@@ -59,19 +72,30 @@ float psi_summary_logit(const psi_summary *summary, uint32_t dims, uint32_t offs
     return most;
 }
 
-void psi_keys_add_difference(float *difference, const float *rows, uint32_t cells, const float *around, uint32_t heads,
-                             uint32_t head_dims, float factor) {
-    uint32_t dims = heads * head_dims;
-    for (uint32_t h = 0; h < heads; h++) {
-        const float *centre = around + h * head_dims;
-        float length = sqrtf(psi_dot(centre, centre, head_dims));
-        for (uint32_t c = 0; c < cells; c++) {
-            const float *key = rows + (uint64_t)c * dims + h * head_dims;
-            float product = sqrtf(psi_dot(key, key, head_dims)) * length;
-            float cosine = product > 0 ? psi_dot(key, centre, head_dims) / product : 0;
-            difference[c] += factor * (1 - cosine) / (float)heads;
-        }
+static void add_head(float *difference, const float *rows, uint32_t cells, const float *around, uint32_t heads,
+                     uint32_t head_dims) {
+    float length = __builtin_sqrtf(psi_dot(around, around, head_dims));
+    for (uint32_t c = 0; c < cells; c++) {
+        const float *key = rows + (uint64_t)c * heads * head_dims;
+        float product = __builtin_sqrtf(psi_dot(key, key, head_dims)) * length;
+        float cosine = product > 0 ? psi_dot(key, around, head_dims) / product : 0;
+        difference[c] += (1 - cosine) / (float)heads;
     }
+}
+
+float psi_keys_difference(float *difference, const float *rows, uint32_t cells, const float *around, uint32_t heads,
+                          uint32_t head_dims) {
+    float sum = 0;
+    for (uint32_t c = 0; c < cells; c++) {
+        difference[c] = 0;
+    }
+    for (uint32_t h = 0; h < heads; h++) {
+        add_head(difference, rows + h * head_dims, cells, around + h * head_dims, heads, head_dims);
+    }
+    for (uint32_t c = 0; c < cells; c++) {
+        sum += difference[c];
+    }
+    return sum / (float)cells;
 }
 
 float psi_keys_score(float *difference, uint32_t cells) {

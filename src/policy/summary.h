@@ -26,10 +26,10 @@ void psi_summary_add(const psi_summary *summary, uint32_t dims, float *sum);
 float psi_summary_logit(const psi_summary *summary, uint32_t dims, uint32_t offset, const float *query,
                         uint32_t head_dims);
 
-/* Adds to difference[cell] one minus the cosine between the cell's key and `around` (any length), its mean over heads,
- * times `factor`. */
-void psi_keys_add_difference(float *difference, const float *rows, uint32_t cells, const float *around, uint32_t heads,
-                             uint32_t head_dims, float factor);
+/* Sets difference[cell] to one minus the cosine between the cell's key and `around` (of any length), its mean over
+ * heads; 0 to 2. Returns the mean over cells. */
+float psi_keys_difference(float *difference, const float *rows, uint32_t cells, const float *around, uint32_t heads,
+                          uint32_t head_dims);
 
 /* A block's score from its cells': the mean of the four highest. Reorders them. */
 float psi_keys_score(float *difference, uint32_t cells);

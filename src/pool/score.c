@@ -7,6 +7,7 @@
 
 /* What a score becomes with each newer one, unless that is higher: the attention of the last dozen samples counts. */
 #define FADE 0.9f
+#define FRESH_STEPS 16u
 /* A fact seldom ends at a block's edge: each block has a share of what its neighbours have. Measured:
  * docs/policies.md. */
 #define KEYS_OF_NEIGHBOUR 1.0f
@@ -83,7 +84,7 @@ int psi_pool_wants_scores(psi_pool *pool) {
         return 0;
     }
     pthread_mutex_lock(&pool->lock);
-    int wants = pool->scored_step == 0 || pool->scored_step < pool->step;
+    int wants = pool->scored_step == 0 || pool->scored_step + FRESH_STEPS < pool->step;
     pthread_mutex_unlock(&pool->lock);
     return wants;
 }

@@ -99,8 +99,19 @@ static const symbol symbols[] = {
     SYMBOL("ggml_graph_node", graph_node),
 };
 
+static const symbol optional[] = {
+    SYMBOL("ggml_backend_sched_set_eval_callback", sched_set_eval_callback),
+    SYMBOL("ggml_backend_sched_free", sched_free),
+    SYMBOL("ggml_backend_buffer_is_host", buffer_is_host),
+    SYMBOL("ggml_get_type_traits", get_type_traits),
+};
+
 static bool resolve_symbols(psi_abi *abi, void *handle) {
     bool all = true;
+    for (size_t i = 0; i < sizeof(optional) / sizeof(optional[0]); i++) {
+        void *address = dlsym(handle, optional[i].name);
+        memcpy((char *)abi + optional[i].offset, &address, sizeof(address));
+    }
     for (size_t i = 0; i < sizeof(symbols) / sizeof(symbols[0]); i++) {
         void *address = dlsym(handle, symbols[i].name);
         memcpy((char *)abi + symbols[i].offset, &address, sizeof(address));
@@ -160,6 +171,24 @@ static bool check_build(psi_abi *abi) {
 bool psi_abi_tensor_fits(const psi_abi *abi, const tensor *t) {
     return abi->get_name(t) == t->name && abi->get_data(t) == t->data && t->ne[2] > 0 && t->ne[3] == 1 &&
            abi->nbytes(t) == (size_t)t->ne[2] * t->nb[2] && t->nb[2] == (size_t)t->ne[1] * t->nb[1];
+}
+
+/* The traits' layout is believed where it agrees with the tensor. */
+static const psi_type_traits *traits_of(const psi_abi *abi, const tensor *t) {
+    const psi_type_traits *traits = abi->get_type_traits != NULL ? abi->get_type_traits(t->type) : NULL;
+    bool good = traits != NULL && traits->group > 0 && traits->group_bytes == t->nb[0] && t->ne[0] % traits->group == 0;
+    return good ? traits : NULL;
+}
+
+psi_to_float_fn psi_abi_to_float(const psi_abi *abi, const tensor *t) {
+    const psi_type_traits *traits = traits_of(abi, t);
+    return traits != NULL ? traits->to_float : NULL;
+}
+
+size_t psi_abi_row_bytes(const psi_abi *abi, const tensor *t, uint32_t count) {
+    bool plain = t->type == TYPE_F32 || t->type == TYPE_F16 || t->type == TYPE_BF16;
+    const psi_type_traits *traits = plain ? NULL : traits_of(abi, t);
+    return traits != NULL ? count / (size_t)traits->group * traits->group_bytes : count * t->nb[0];
 }
 
 /* The build whose libggml-base defines `anchor`; looked at now if it is new. Under the lock. */

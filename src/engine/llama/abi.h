@@ -14,7 +14,8 @@ enum {
     TYPE_F32 = 0,
     TYPE_F16 = 1,
     TYPE_I32 = 26,
-    TYPE_I64 = 27
+    TYPE_I64 = 27,
+    TYPE_BF16 = 30
 }; /* enum ggml_type; written to files, so it does not move */
 enum { STATUS_ALLOC_FAILED = -2, STATUS_ABORTED = 1 }; /* enum ggml_status */
 
@@ -35,6 +36,20 @@ struct tensor {
     void *extra;
     char padding[8];
 };
+
+/* Called before a node is computed (ask: is its result wanted?) and after, if it was. */
+typedef bool (*psi_eval_callback)(tensor *t, bool ask, void *user);
+
+typedef void (*psi_to_float_fn)(const void *from, float *to, int64_t count);
+
+/* struct ggml_type_traits, its beginning. */
+typedef struct psi_type_traits {
+    const char *type_name;
+    int64_t group, group_interleave; /* elements that are quantised together */
+    size_t group_bytes;
+    bool is_quantized;
+    psi_to_float_fn to_float;
+} psi_type_traits;
 
 /* The engine's own functions, found in the very library that the caller would have reached without us. */
 typedef struct psi_abi {
@@ -65,6 +80,11 @@ typedef struct psi_abi {
     const char *(*op_name)(int op);
     int (*graph_n_nodes)(void *graph);
     tensor *(*graph_node)(void *graph, int index);
+    /* where the build has them: for scores */
+    void (*sched_set_eval_callback)(void *sched, psi_eval_callback callback, void *user);
+    void (*sched_free)(void *sched);
+    bool (*buffer_is_host)(void *buffer);
+    const psi_type_traits *(*get_type_traits)(int type);
     /* numbers of operations, which change from build to build; -1: this build has none */
     int op_none, op_set_rows, op_flash_attn, op_soft_max, op_mul_mat, op_view, op_reshape, op_permute, op_transpose,
         op_cpy, op_cont, op_dup;
@@ -79,5 +99,11 @@ void *psi_abi_next(const void *caller, const char *name, const void *own);
 
 /* Compares the layout with a real tensor of the build. */
 bool psi_abi_tensor_fits(const psi_abi *abi, const tensor *t);
+
+/* How the build turns a quantised tensor's numbers into floats; NULL: not known. */
+psi_to_float_fn psi_abi_to_float(const psi_abi *abi, const tensor *t);
+
+/* Bytes of the first `count` numbers of a row; whole groups where they are quantised. */
+size_t psi_abi_row_bytes(const psi_abi *abi, const tensor *t, uint32_t count);
 
 #endif

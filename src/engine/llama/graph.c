@@ -3,9 +3,11 @@
  * lead to K, which names the cache, and to the input mask, whose columns are cells. */
 #include "engine/llama/graph.h"
 
+#include "engine/llama/listen.h"
+
+#include "os/os.h"
 #include "pool/pool.h"
 
-#include <math.h>
 #include <string.h>
 
 static const tensor *root_of(const tensor *t) { return t->view_src != NULL ? t->view_src : t; }
@@ -106,15 +108,12 @@ static tensor *mask_input(const psi_abi *abi, tensor *mask) {
     return NULL;
 }
 
-/* The K that an attention node's scores come from. For SOFT_MAX the way leads through scaling and capping to K*Q. */
-static const tensor *key_of(const psi_abi *abi, const tensor *node) {
-    if (node->op == abi->op_flash_attn) {
-        return node->src[1];
-    }
-    const tensor *t = node->src[0];
+/* The node that multiplies K and Q: flash attention itself; for SOFT_MAX the way leads through scaling and capping. */
+static const tensor *product_of(const psi_abi *abi, const tensor *node) {
+    const tensor *t = node;
     for (int depth = 0; t != NULL && depth < 8; depth++) {
-        if (t->op == abi->op_mul_mat) {
-            return t->src[0];
+        if (t->op == abi->op_flash_attn || t->op == abi->op_mul_mat) {
+            return t;
         }
         t = t->src[0];
     }
@@ -134,66 +133,43 @@ static psi_kv *kv_behind(const tensor *key, const kv_tensor **which, const tenso
     return NULL;
 }
 
-static void read_attention(psi_llama_step *step, const psi_abi *abi, const tensor *node) {
-    const kv_tensor *which = NULL;
-    const tensor *view = NULL;
-    psi_kv *kv = kv_behind(key_of(abi, node), &which, &view);
-    if (kv == NULL || which == NULL || kv->given_up) {
-        return;
-    }
-    tensor *mask = mask_input(abi, node->op == abi->op_flash_attn ? node->src[3] : node->src[1]);
-    uint32_t first_stream = (uint32_t)((size_t)((const unsigned char *)view->data - which->data) / which->t->nb[2]);
+/* The step's entry for a mask and the cache whose cells are its columns; NULL: the cache was given up. */
+static const step_mask *note_mask(psi_llama_step *step, psi_kv *kv, tensor *mask, uint32_t first_stream) {
     for (uint32_t i = 0; i < step->mask_count; i++) {
         if (step->masks[i].mask == mask && step->masks[i].kv == kv) {
-            return;
+            return &step->masks[i];
         }
     }
     bool good = mask != NULL && mask->data != NULL && (mask->type == TYPE_F32 || mask->type == TYPE_F16) &&
                 mask->ne[0] <= kv->cells && first_stream + (uint64_t)mask->ne[3] <= kv->streams;
     if (!good || !add_kv(step, kv) || step->mask_count == STEP_MAX_MASKS) {
         give_up(kv, "a graph whose attention mask was not found");
+        return NULL;
+    }
+    step->masks[step->mask_count] = (step_mask){mask, kv, first_stream};
+    return &step->masks[step->mask_count++];
+}
+
+static void read_attention(psi_llama_step *step, const psi_abi *abi, void *graph, int index) {
+    const tensor *node = abi->graph_node(graph, index), *product = product_of(abi, node), *view = NULL;
+    const kv_tensor *which = NULL;
+    bool flash = node->op == abi->op_flash_attn;
+    psi_kv *kv = product != NULL ? kv_behind(flash ? product->src[1] : product->src[0], &which, &view) : NULL;
+    if (kv == NULL || which == NULL || kv->given_up) {
         return;
     }
-    step->masks[step->mask_count++] = (step_mask){mask, kv, first_stream};
-}
-
-static bool is_hidden_value(const tensor *mask, const unsigned char *at) {
-    if (mask->type == TYPE_F16) {
-        uint16_t bits;
-        memcpy(&bits, at, sizeof(bits));
-        return bits == 0xfc00; /* -inf */
-    }
-    float value;
-    memcpy(&value, at, sizeof(value));
-    return isinf(value) && value < 0;
-}
-
-/* True when any token of the step sees any of the columns [first, last). */
-static bool any_visible(const tensor *mask, int64_t stream, uint32_t first, uint32_t last) {
-    const unsigned char *base = (const unsigned char *)mask->data + (size_t)stream * mask->nb[3];
-    for (int64_t row = 0; row < mask->ne[1]; row++) {
-        for (uint32_t column = first; column < last; column++) {
-            if (!is_hidden_value(mask, base + (size_t)row * mask->nb[1] + column * mask->nb[0])) {
-                return true;
-            }
-        }
-    }
-    return false;
-}
-
-static void hide_columns(tensor *mask, int64_t stream, uint32_t first, uint32_t last) {
-    const uint16_t half = 0xfc00;
-    const float single = -INFINITY;
-    unsigned char *base = (unsigned char *)mask->data + (size_t)stream * mask->nb[3];
-    for (int64_t row = 0; row < mask->ne[1]; row++) {
-        for (uint32_t column = first; column < last; column++) {
-            unsigned char *at = base + (size_t)row * mask->nb[1] + column * mask->nb[0];
-            if (mask->type == TYPE_F16) {
-                memcpy(at, &half, sizeof(half));
-            } else {
-                memcpy(at, &single, sizeof(single));
-            }
-        }
+    tensor *mask = flash ? node->src[3] : node->src[1];
+    uint32_t first_stream = (uint32_t)((size_t)((const unsigned char *)view->data - which->data) / which->t->nb[2]);
+    const step_mask *input = note_mask(step, kv, mask_input(abi, mask), first_stream);
+    kv->head_dims = (uint32_t)view->ne[0];
+    if (input != NULL && kv->worth != NULL) {
+        psi_listen_note(step, graph, index, &(step_hook){.queries = product->src[flash ? 0 : 1],
+                                                         .after = product,
+                                                         .kv = kv,
+                                                         .layer = psi_worth_layer(kv->worth, which),
+                                                         .mask = mask,
+                                                         .input = input,
+                                                         .first_stream = first_stream});
     }
 }
 
@@ -214,7 +190,7 @@ static void for_each_block(const step_mask *m, visit_fn visit) {
 
 static void mark_visible(const step_mask *m, int64_t stream, uint32_t block, uint32_t first, uint32_t last) {
     psi_kv *kv = m->kv;
-    if (kv->marks[block] == 0 && kv->states[block] != PSI_BLOCK_EMPTY && any_visible(m->mask, stream, first, last)) {
+    if (kv->marks[block] == 0 && kv->states[block] != PSI_BLOCK_EMPTY && psi_mask_any_seen(m->mask, stream, first, last)) {
         kv->marks[block] = PSI_MARK_USED;
     }
 }
@@ -225,15 +201,18 @@ static void hide_lost_cells(const step_mask *m, int64_t stream, uint32_t first, 
     for (uint32_t column = first; column < last; column++) {
         uint64_t cell = row + column;
         if ((kv->lost[cell / 64] >> (cell % 64) & 1) != 0) {
-            hide_columns(m->mask, stream, column, column + 1);
+            psi_mask_hide(m->mask, stream, column, column + 1);
         }
     }
 }
 
 static void hide_block(const step_mask *m, int64_t stream, uint32_t block, uint32_t first, uint32_t last) {
     unsigned char state = m->kv->states[block];
+    if (state == PSI_BLOCK_STORED && m->kv->worth != NULL && m->kv->worth->recalls) {
+        psi_worth_note_seen(m->kv->worth, m->mask, stream, first, last);
+    }
     if (state == PSI_BLOCK_STORED || state == PSI_BLOCK_DROPPED) {
-        hide_columns(m->mask, stream, first, last);
+        psi_mask_hide(m->mask, stream, first, last);
     } else if (m->kv->lost_cells > 0 && state == PSI_BLOCK_RESIDENT) {
         hide_lost_cells(m, stream, first, last);
     }
@@ -301,7 +280,7 @@ static void read_graph(psi_llama_step *step, const psi_abi *abi, void *graph) {
         if (node->op == abi->op_set_rows) {
             read_set_rows(step, &seen, node);
         } else if (node->op == abi->op_flash_attn || node->op == abi->op_soft_max) {
-            read_attention(step, abi, node);
+            read_attention(step, abi, graph, i);
         } else {
             psi_kv *kv = written_in_place(abi, node);
             if (kv != NULL) {
@@ -359,6 +338,7 @@ static void pass_safe_point(psi_llama_step *step, psi_kv *kv) {
     (void)psi_pool_mark(kv->pool, kv->marks);
     (void)psi_pool_step(kv->pool);
     psi_pool_states(kv->pool, kv->states);
+    psi_listen_begin(step, kv);
     for (uint32_t i = 0; i < step->mask_count; i++) {
         if (step->masks[i].kv == kv) {
             for_each_block(&step->masks[i], hide_block);
@@ -368,7 +348,9 @@ static void pass_safe_point(psi_llama_step *step, psi_kv *kv) {
 
 bool psi_llama_step_begin(psi_llama_step *step, const psi_abi *abi, void *graph) {
     bool refused = false;
-    step->mask_count = step->kv_count = 0;
+    step->mask_count = step->kv_count = step->hook_count = 0;
+    step->listens = false;
+    step->begin_us = psi_os_now_us();
     psi_kv_lock();
     if (psi_kv_first() != NULL) {
         read_graph(step, abi, graph);
@@ -397,6 +379,7 @@ bool psi_llama_step_begin(psi_llama_step *step, const psi_abi *abi, void *graph)
 }
 
 void psi_llama_step_end(psi_llama_step *step) {
+    psi_listen_end(step);
     for (uint32_t i = 0; i < step->kv_count; i++) {
         psi_pool_step_end(step->kvs[i]->pool);
     }

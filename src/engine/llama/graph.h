@@ -3,6 +3,7 @@
 #define PSI_LLAMA_GRAPH_H
 
 #include "engine/llama/kv.h"
+#include "engine/llama/mask.h"
 
 enum { STEP_MAX_MASKS = 16, STEP_MAX_KVS = 8 };
 
@@ -13,12 +14,32 @@ typedef struct step_mask {
     uint32_t first_stream; /* of the mask's streams */
 } step_mask;
 
+/* A node after which a layer's queries are there, and its attention is not computed yet. */
+typedef struct step_hook {
+    const tensor *after, *queries;
+    psi_kv *kv;
+    uint32_t layer; /* of kv->worth */
+    float scale;
+    tensor *mask;   /* that the attention reads: the input, or a copy of it */
+    const step_mask *input;
+    uint32_t first_stream;
+} step_hook;
+
+enum { STEP_MAX_HOOKS = 64 };
+
 /* A step, from before the engine computes it until after. */
 typedef struct psi_llama_step {
     step_mask masks[STEP_MAX_MASKS];
     uint32_t mask_count;
     psi_kv *kvs[STEP_MAX_KVS]; /* the caches that it touches */
     uint32_t kv_count;
+    step_hook hooks[STEP_MAX_HOOKS];
+    uint32_t hook_count;
+    uint64_t begin_us;
+    bool listens; /* some cache attends or recalls in this step */
+    psi_eval_callback user_callback; /* the engine's user's own */
+    void *user;
+    bool user_asked;
 } psi_llama_step;
 
 /* Before the engine computes `graph`: the safe point. Stored blocks that it needs come back, requested trims and

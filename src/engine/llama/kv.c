@@ -146,6 +146,7 @@ static bool make_books(psi_kv *kv) {
 
 void psi_kv_destroy(psi_kv *kv) {
     psi_pool_destroy(kv->pool);
+    psi_worth_free(kv->worth);
     psi_os_unreserve(kv->arena, kv->arena_bytes);
     free(kv->marks);
     free(kv->states);
@@ -256,6 +257,7 @@ void psi_kv_note_cell(psi_kv *kv, uint64_t cell) {
     kv->step_last = cell;
     kv->wrote = true;
     kv->marks[block_of_cell(kv, cell)] |= PSI_MARK_WRITE;
+    psi_worth_changed(kv->worth, block_of_cell(kv, cell));
 }
 
 static psi_plane plane_of(const psi_kv *kv, const kv_tensor *k, uint32_t stream, bool transposed) {
@@ -313,6 +315,7 @@ void psi_kv_open_pool(psi_kv *kv, bool v_transposed) {
         kv->given_up = true;
         return;
     }
+    kv->worth = psi_worth_make(kv);
     mark_what_is_there(kv);
 }
 
@@ -322,6 +325,7 @@ void psi_kv_clear(psi_kv *kv) {
     memset(kv->lost, 0, words * sizeof(uint64_t));
     memset(kv->marks, 0, kv->blocks);
     kv->lost_cells = 0;
+    psi_worth_changed_all(kv->worth);
     if (kv->pool != NULL) {
         psi_pool_clear(kv->pool);
     }
@@ -413,6 +417,7 @@ void psi_kv_touch(psi_kv *kv, const kv_tensor *which, const void *address, size_
 }
 
 void psi_kv_make_whole(psi_kv *kv) {
+    psi_worth_changed_all(kv->worth);
     for (uint32_t i = 0; kv->pool != NULL && i < kv->blocks; i++) {
         if (psi_block_get_state(kv->pool, i) != PSI_BLOCK_EMPTY) {
             (void)psi_block_write(kv->pool, i);

@@ -3,6 +3,7 @@
 #define PSI_LLAMA_KV_H
 
 #include "engine/llama/abi.h"
+#include "engine/llama/worth.h"
 #include "psicache.h"
 
 enum { KV_MAX_TENSORS = 512 }; /* two a layer; the deepest models have 126 layers */
@@ -36,6 +37,8 @@ typedef struct psi_kv {
     unsigned char *marks, *states; /* a byte a block */
     uint64_t *has, *lost;          /* a bit a cell: has content; its content was dropped */
     uint32_t lost_cells;
+    uint32_t head_dims; /* of a key's head; 0: no attention was seen yet */
+    psi_worth *worth;   /* NULL: nothing is known of the blocks' worth */
     bool lost_said;
     uint64_t step_last;    /* last cell that the coming step writes (stream * cells + cell) */
     uint64_t last_written; /* the same of the last step that was computed */

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "engine/llama/graph.h"
+#include "engine/llama/listen.h"
 #include "os/os.h"
 #include "pool/board.h"
 #include "pool/settings.h"
@@ -82,6 +83,8 @@ STAND_IN void *ggml_backend_alloc_ctx_tensors_from_buft(void *context, void *buf
 STAND_IN void ggml_backend_buffer_clear(void *buffer, uint8_t value);
 STAND_IN void ggml_backend_buffer_free(void *buffer);
 STAND_IN int ggml_backend_sched_graph_compute_async(void *sched, void *graph);
+STAND_IN void ggml_backend_sched_set_eval_callback(void *sched, psi_eval_callback callback, void *user);
+STAND_IN void ggml_backend_sched_free(void *sched);
 STAND_IN void ggml_backend_tensor_get(const tensor *t, void *data, size_t offset, size_t size);
 STAND_IN void ggml_backend_tensor_set(tensor *t, const void *data, size_t offset, size_t size);
 STAND_IN void ggml_backend_tensor_copy(tensor *from, tensor *to);
@@ -136,9 +139,27 @@ int ggml_backend_sched_graph_compute_async(void *sched, void *graph) {
         psi_llama_say(PSI_LOG_INFO, "a step was refused: no memory for a new block, and none that could go for it");
         return STATUS_ABORTED; /* the engine takes the step's cells back, and its decode returns 2 */
     }
-    int status = abi->sched_graph_compute_async(sched, graph);
+    int status = psi_listen_compute(&step, abi, sched, graph);
     psi_llama_step_end(&step);
     return status;
+}
+
+void ggml_backend_sched_set_eval_callback(void *sched, psi_eval_callback callback, void *user) {
+    const psi_abi *abi = psi_abi_of(CALLER);
+    psi_listen_keep_callback(sched, callback, user);
+    if (abi != NULL && abi->sched_set_eval_callback != NULL) {
+        abi->sched_set_eval_callback(sched, callback, user);
+    }
+}
+
+void ggml_backend_sched_free(void *sched) {
+    const psi_abi *abi = psi_abi_of(CALLER);
+    if (sched != NULL) {
+        psi_listen_forget(sched);
+    }
+    if (abi != NULL && abi->sched_free != NULL) {
+        abi->sched_free(sched);
+    }
 }
 
 static void touch(const tensor *t, size_t offset, size_t size, bool write) {

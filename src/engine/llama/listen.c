@@ -1,0 +1,344 @@
+/* listen.c - see listen.h. The scheduler stops after each node that the callback asks for; we ask for the node before a
+ * layer's attention, when its queries are there. Hidden blocks that they want can still come back for that layer. */
+#include "engine/llama/listen.h"
+
+#include <pthread.h>
+#include <string.h>
+
+#include "os/os.h"
+#include "pool/pool.h"
+
+/* A step of so many tokens reads a prompt: what it asks for is wanted at once, and a few reads more are no stall. */
+enum { PROMPT_ROWS = 8, ATTEND_ROWS = 4, WANT_ROWS = 8 };
+#define SCORES_BYTES (1u << 20) /* of scratch for scores, beyond which fewer rows are listened to */
+#define CREDIT_MOST_US 100000.0
+
+/* ---- The user's callbacks ---------------------------------------------------------------------- */
+
+typedef struct kept_callback {
+    const void *sched;
+    psi_eval_callback callback;
+    void *user;
+} kept_callback;
+
+static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER;
+static kept_callback kept[32];
+static const size_t kept_most = sizeof(kept) / sizeof(kept[0]);
+static bool kept_overflow; /* more schedulers than that: none is listened to, since theirs could not be put back */
+
+static kept_callback *find_kept(const void *sched) {
+    for (size_t i = 0; i < kept_most; i++) {
+        if (kept[i].sched == sched) {
+            return &kept[i];
+        }
+    }
+    return NULL;
+}
+
+void psi_listen_keep_callback(const void *sched, psi_eval_callback callback, void *user) {
+    pthread_mutex_lock(&kept_lock);
+    kept_callback *entry = find_kept(sched);
+    entry = entry != NULL ? entry : find_kept(NULL);
+    if (entry != NULL) {
+        *entry = (kept_callback){sched, callback, user};
+    } else {
+        kept_overflow = true;
+    }
+    pthread_mutex_unlock(&kept_lock);
+}
+
+void psi_listen_forget(const void *sched) {
+    pthread_mutex_lock(&kept_lock);
+    kept_callback *entry = find_kept(sched);
+    if (entry != NULL) {
+        *entry = (kept_callback){0};
+    }
+    pthread_mutex_unlock(&kept_lock);
+}
+
+/* False: it cannot be known, so ours must not be set. */
+static bool get_kept(const void *sched, psi_eval_callback *callback, void **user) {
+    pthread_mutex_lock(&kept_lock);
+    const kept_callback *entry = find_kept(sched);
+    *callback = entry != NULL ? entry->callback : NULL;
+    *user = entry != NULL ? entry->user : NULL;
+    bool known = !kept_overflow;
+    pthread_mutex_unlock(&kept_lock);
+    return known;
+}
+
+/* ---- Where to listen --------------------------------------------------------------------------- */
+
+static float scale_of(const psi_abi *abi, const tensor *attention) {
+    float scale = 1;
+    (void)abi;
+    memcpy(&scale, attention->op_params, sizeof(scale)); /* FLASH_ATTN_EXT and SOFT_MAX both begin with it */
+    return scale;
+}
+
+static bool is_listenable(const step_hook *hook) {
+    const tensor *q = hook->queries, *m = hook->mask;
+    uint32_t head_dims = hook->kv->head_dims;
+    if (hook->layer == WORTH_MAX_LAYERS || q == NULL || q->type != TYPE_F32 || head_dims == 0) {
+        return false;
+    }
+    uint32_t dims = hook->kv->worth->dims[hook->layer];
+    uint32_t key_heads = dims / head_dims;
+    return q->ne[0] == head_dims && q->nb[0] == sizeof(float) && dims % head_dims == 0 && key_heads > 0 &&
+           q->ne[2] % key_heads == 0 && m->ne[3] == q->ne[3] && m->ne[1] >= q->ne[1];
+}
+
+void psi_listen_note(psi_llama_step *step, void *graph, int index, const step_hook *hook) {
+    const psi_abi *abi = hook->kv->abi;
+    if (step->hook_count == STEP_MAX_HOOKS || !is_listenable(hook)) {
+        return;
+    }
+    const tensor *attention = abi->graph_node(graph, index);
+    while (index > 0 && abi->graph_node(graph, index) != hook->after) {
+        index--;
+    }
+    if (index > 0) {
+        step_hook *made = &step->hooks[step->hook_count++];
+        *made = *hook;
+        made->after = abi->graph_node(graph, index - 1);
+        made->scale = scale_of(abi, attention);
+    }
+}
+
+/* ---- When -------------------------------------------------------------------------------------- */
+
+static const step_hook *first_hook(const psi_llama_step *step, const psi_kv *kv) {
+    for (uint32_t i = 0; i < step->hook_count; i++) {
+        if (step->hooks[i].kv == kv) {
+            return &step->hooks[i];
+        }
+    }
+    return NULL;
+}
+
+static uint32_t count_masks(const psi_llama_step *step, const psi_kv *kv) {
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < step->mask_count; i++) {
+        count += step->masks[i].kv == kv;
+    }
+    return count;
+}
+
+static bool has_hidden(const psi_kv *kv) {
+    for (uint32_t i = 0; i < kv->blocks; i++) {
+        if (kv->states[i] == PSI_BLOCK_STORED && kv->marks[i] != 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool can_pay(const psi_credit *credit, bool prompt) {
+    return prompt ? credit->us >= 0 : credit->us >= credit->cost_us;
+}
+
+static bool shall_attend(psi_kv *kv, bool prompt) {
+    return psi_cache_score_share(kv->pool->cache) > 0 && atomic_load(&kv->pool->policy)->by_attention &&
+           (psi_pool_wants_scores(kv->pool) || can_pay(&kv->worth->attend, prompt));
+}
+
+static void fill(float *values, uint32_t count, float value) {
+    for (uint32_t i = 0; i < count; i++) {
+        values[i] = value;
+    }
+}
+
+void psi_listen_begin(psi_llama_step *step, psi_kv *kv) {
+    psi_worth *worth = kv->worth;
+    const step_hook *hook = first_hook(step, kv);
+    if (worth == NULL) {
+        return;
+    }
+    worth->attends = worth->recalls = false;
+    worth->attend_us = worth->recall_us = 0;
+    if (hook == NULL || kv->abi->sched_set_eval_callback == NULL || kv->abi->buffer_is_host == NULL) {
+        return;
+    }
+    bool prompt = hook->queries->ne[1] >= PROMPT_ROWS;
+    worth->at_once = prompt;
+    worth->attends = shall_attend(kv, prompt);
+    worth->recalls = psi_cache_recalls(kv->pool->cache) && kv->pool->store != NULL && count_masks(step, kv) == 1 &&
+                     has_hidden(kv) && (prompt || can_pay(&worth->recall, false)) &&
+                     psi_worth_begin_seen(worth, hook->input->mask);
+    fill(worth->attention, kv->blocks, -1);
+    fill(worth->wants, kv->blocks, -1);
+    step->listens = step->listens || worth->attends || worth->recalls;
+}
+
+/* ---- Listening --------------------------------------------------------------------------------- */
+
+static psi_queries queries_of(const step_hook *hook, int64_t stream, uint32_t most_rows) {
+    const tensor *q = hook->queries;
+    uint32_t rows = (uint32_t)q->ne[1], taken = rows < most_rows ? rows : most_rows;
+    const unsigned char *base = (const unsigned char *)q->data + (size_t)stream * q->nb[3];
+    return (psi_queries){.base = base + (rows - taken) * q->nb[1],
+                         .row_bytes = q->nb[1],
+                         .head_bytes = q->nb[2],
+                         .rows = taken,
+                         .heads = (uint32_t)q->ne[2],
+                         .head_dims = (uint32_t)q->ne[0],
+                         .layer = hook->layer,
+                         .scale = hook->scale,
+                         .mask = hook->mask,
+                         .mask_stream = stream,
+                         .mask_row = rows - taken,
+                         .stream = hook->first_stream + (uint32_t)stream};
+}
+
+static uint32_t attend_rows(const step_hook *hook) {
+    size_t row_bytes = (size_t)hook->queries->ne[2] * (size_t)hook->mask->ne[0] * sizeof(float);
+    size_t fit = SCORES_BYTES / row_bytes;
+    return fit < 1 ? 1 : fit < ATTEND_ROWS ? (uint32_t)fit : ATTEND_ROWS;
+}
+
+/* What came back is shown in the masks as it was before, what went is hidden. */
+static void edit_mask(const step_hook *hook, tensor *mask, uint32_t block, bool show) {
+    const psi_kv *kv = hook->kv;
+    uint32_t stream = block / kv->stream_blocks, first = block % kv->stream_blocks * kv->block_cells;
+    uint32_t last = first + kv->block_cells < (uint32_t)mask->ne[0] ? first + kv->block_cells : (uint32_t)mask->ne[0];
+    if (stream < hook->first_stream || stream >= hook->first_stream + (uint32_t)mask->ne[3] || first >= last) {
+        return;
+    }
+    int64_t mask_stream = stream - hook->first_stream;
+    if (show) {
+        psi_worth_show_again(kv->worth, mask, mask_stream, first, last);
+    } else {
+        psi_mask_hide(mask, mask_stream, first, last);
+    }
+}
+
+static void edit_masks(const step_hook *hook, uint32_t block, bool show) {
+    if (!show) { /* it may come back in a later layer */
+        const tensor *m = hook->mask;
+        uint32_t first = block % hook->kv->stream_blocks * hook->kv->block_cells;
+        uint32_t last = first + hook->kv->block_cells;
+        last = last < (uint32_t)m->ne[0] ? last : (uint32_t)m->ne[0];
+        uint32_t stream = block / hook->kv->stream_blocks;
+        if (stream >= hook->first_stream && stream < hook->first_stream + (uint32_t)m->ne[3] && first < last) {
+            psi_worth_note_seen(hook->kv->worth, m, stream - hook->first_stream, first, last);
+        }
+    }
+    edit_mask(hook, hook->mask, block, show);
+    if (hook->input->mask->data != hook->mask->data) {
+        edit_mask(hook, hook->input->mask, block, show);
+    }
+}
+
+static void exchange(const step_hook *hook) {
+    psi_kv *kv = hook->kv;
+    psi_worth *worth = kv->worth;
+    uint64_t most_us = psi_cache_recall_us(kv->pool->cache);
+    if (!worth->plain || worth->recall_us >= most_us ||
+        psi_pool_recall(kv->pool, worth->wants, most_us - worth->recall_us) <= 0) {
+        return;
+    }
+    memcpy(worth->before, kv->states, kv->blocks);
+    psi_pool_states(kv->pool, kv->states);
+    for (uint32_t block = 0; block < kv->blocks; block++) {
+        if (worth->before[block] != kv->states[block]) {
+            edit_masks(hook, block, kv->states[block] == PSI_BLOCK_RESIDENT);
+        }
+    }
+}
+
+static void listen(const step_hook *hook) {
+    psi_worth *worth = hook->kv->worth;
+    if (hook->queries->data == NULL || !hook->kv->abi->buffer_is_host(hook->queries->buffer)) {
+        return;
+    }
+    uint64_t began_us = psi_os_now_us();
+    for (int64_t s = 0; worth->attends && s < hook->queries->ne[3]; s++) {
+        psi_queries queries = queries_of(hook, s, attend_rows(hook));
+        psi_worth_attend(worth, &queries);
+    }
+    uint64_t attended_us = psi_os_now_us();
+    worth->attend_us += attended_us - began_us;
+    for (int64_t s = 0; worth->recalls && s < hook->queries->ne[3]; s++) {
+        psi_queries queries = queries_of(hook, s, WANT_ROWS);
+        psi_worth_want(worth, &queries);
+    }
+    if (worth->recalls && worth->at_once) {
+        exchange(hook);
+    }
+    worth->recall_us += psi_os_now_us() - attended_us;
+}
+
+static const step_hook *hook_after(const psi_llama_step *step, const tensor *t) {
+    for (uint32_t i = 0; i < step->hook_count; i++) {
+        const psi_worth *worth = step->hooks[i].kv->worth;
+        if (step->hooks[i].after == t && (worth->attends || worth->recalls)) {
+            return &step->hooks[i];
+        }
+    }
+    return NULL;
+}
+
+static bool on_node(tensor *t, bool ask, void *user) {
+    psi_llama_step *step = user;
+    const step_hook *hook = hook_after(step, t);
+    if (ask) {
+        step->user_asked = step->user_callback != NULL && step->user_callback(t, true, step->user);
+        return hook != NULL || step->user_asked;
+    }
+    if (hook != NULL) {
+        listen(hook);
+    }
+    return !step->user_asked || step->user_callback(t, false, step->user);
+}
+
+int psi_listen_compute(psi_llama_step *step, const psi_abi *abi, void *sched, void *graph) {
+    if (!step->listens || !get_kept(sched, &step->user_callback, &step->user)) {
+        return abi->sched_graph_compute_async(sched, graph);
+    }
+    abi->sched_set_eval_callback(sched, on_node, step);
+    int status = abi->sched_graph_compute_async(sched, graph);
+    abi->sched_set_eval_callback(sched, step->user_callback, step->user);
+    return status;
+}
+
+/* ---- Afterwards -------------------------------------------------------------------------------- */
+
+static void settle_credit(psi_credit *credit, double earned_us, uint64_t spent_us, bool spent) {
+    credit->us += earned_us - (double)spent_us;
+    credit->us = credit->us < CREDIT_MOST_US ? credit->us : CREDIT_MOST_US;
+    credit->cost_us = spent ? (double)spent_us : credit->cost_us;
+}
+
+static void tell_pool(psi_kv *kv) {
+    const psi_worth *worth = kv->worth;
+    if (worth->attends) {
+        (void)psi_pool_score(kv->pool, PSI_SCORE_ATTENTION, worth->attention);
+    }
+    if (worth->recalls && !(worth->at_once && worth->plain)) {
+        (void)psi_pool_recall(kv->pool, worth->wants, 0);
+    }
+}
+
+static void end_of(const psi_llama_step *step, psi_kv *kv) {
+    psi_worth *worth = kv->worth;
+    const psi_cache *cache = kv->pool->cache;
+    uint64_t began_us = psi_os_now_us();
+    tell_pool(kv);
+    if (atomic_load(&kv->pool->policy)->by_keys || psi_cache_recalls(cache)) {
+        psi_worth_sum_up(worth);
+    }
+    uint64_t now_us = psi_os_now_us();
+    worth->attend_us += now_us - began_us;
+    double step_us = (double)(now_us - step->begin_us) / step->kv_count;
+    settle_credit(&worth->attend, psi_cache_score_share(cache) * step_us, worth->attend_us, worth->attends);
+    bool paid = worth->recalls && !worth->at_once; /* a prompt's exchange has a bound of its own */
+    settle_credit(&worth->recall, psi_cache_recall_share(cache) * step_us, paid ? worth->recall_us : 0, paid);
+}
+
+void psi_listen_end(psi_llama_step *step) {
+    for (uint32_t i = 0; i < step->kv_count; i++) {
+        if (step->kvs[i]->pool != NULL && step->kvs[i]->worth != NULL && !step->kvs[i]->given_up) {
+            end_of(step, step->kvs[i]);
+        }
+    }
+}
