@@ -70,7 +70,8 @@ def test_without_flash_attention_bits_come_back_too(model):
 @BOTH
 def test_a_hidden_block_is_to_the_model_as_one_that_was_removed(model, flash_attention):
     """fifo keeps block 0 and takes the next ones: stock with those cells removed must compute the same bits."""
-    ours, _ = drive(model, "hidden_is_removed", flash_attention=flash_attention)
+    fifo = {"PSI_CACHE_CONTROLLER": "off", "PSI_CACHE_POLICY": "fifo", "PSI_CACHE_RECALL": "off"}
+    ours, _ = drive(model, "hidden_is_removed", environment=fifo, flash_attention=flash_attention)
     blocks = ours["stats"]["stored_bytes"] // (32 * 18 * 1024)  # 18 layers of K and V, 512 bytes a cell
     assert blocks >= 60
     stock, _ = drive(model, "hidden_is_removed", ours=False, flash_attention=flash_attention, blocks=blocks)

@@ -23,6 +23,9 @@ static int set_recall(psi_cache *cache, const char *value) {
         return -EINVAL;
     }
     atomic_store(&cache->recalls, on);
+    for (psi_pool *pool = cache->pools; pool != NULL && !on; pool = pool->next) {
+        psi_recall_forget(pool);
+    }
     return 0;
 }
 

@@ -134,6 +134,8 @@ void psi_score_forget(psi_block *b);
 
 /* recall.c: exchanges hidden blocks whose bytes were fetched, if they are still wanted. */
 void psi_recall_fetched(psi_pool *pool);
+/* Forgets what was wanted so far. Takes the pool's lock. */
+void psi_recall_forget(psi_pool *pool);
 
 /* fetch.c. Asks for a STORED block; false: it is asked for already, or too many are. */
 bool psi_fetch_ask(psi_pool *pool, uint32_t block);

@@ -121,3 +121,11 @@ int psi_pool_recall(psi_pool *pool, const float *wants, uint64_t most_us) {
     pthread_mutex_unlock(&pool->lock);
     return came;
 }
+
+void psi_recall_forget(psi_pool *pool) {
+    pthread_mutex_lock(&pool->lock);
+    for (uint32_t i = 0; i < pool->blocks; i++) {
+        pool->block[i].want = 0;
+    }
+    pthread_mutex_unlock(&pool->lock);
+}

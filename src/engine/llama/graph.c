@@ -163,13 +163,14 @@ static void read_attention(psi_llama_step *step, const psi_abi *abi, void *graph
     const step_mask *input = note_mask(step, kv, mask_input(abi, mask), first_stream);
     kv->head_dims = (uint32_t)view->ne[0];
     if (input != NULL && kv->worth != NULL) {
-        psi_listen_note(step, graph, index, &(step_hook){.queries = product->src[flash ? 0 : 1],
-                                                         .after = product,
-                                                         .kv = kv,
-                                                         .layer = psi_worth_layer(kv->worth, which),
-                                                         .mask = mask,
-                                                         .input = input,
-                                                         .first_stream = first_stream});
+        psi_listen_note(step, graph, index,
+                        &(step_hook){.queries = product->src[flash ? 0 : 1],
+                                     .after = product,
+                                     .kv = kv,
+                                     .layer = psi_worth_layer(kv->worth, which),
+                                     .mask = mask,
+                                     .input = input,
+                                     .first_stream = first_stream});
     }
 }
 
@@ -190,7 +191,8 @@ static void for_each_block(const step_mask *m, visit_fn visit) {
 
 static void mark_visible(const step_mask *m, int64_t stream, uint32_t block, uint32_t first, uint32_t last) {
     psi_kv *kv = m->kv;
-    if (kv->marks[block] == 0 && kv->states[block] != PSI_BLOCK_EMPTY && psi_mask_any_seen(m->mask, stream, first, last)) {
+    if (kv->marks[block] == 0 && kv->states[block] != PSI_BLOCK_EMPTY &&
+        psi_mask_any_seen(m->mask, stream, first, last)) {
         kv->marks[block] = PSI_MARK_USED;
     }
 }

@@ -20,7 +20,7 @@ typedef struct step_hook {
     psi_kv *kv;
     uint32_t layer; /* of kv->worth */
     float scale;
-    tensor *mask;   /* that the attention reads: the input, or a copy of it */
+    tensor *mask; /* that the attention reads: the input, or a copy of it */
     const step_mask *input;
     uint32_t first_stream;
 } step_hook;
@@ -36,7 +36,7 @@ typedef struct psi_llama_step {
     step_hook hooks[STEP_MAX_HOOKS];
     uint32_t hook_count;
     uint64_t begin_us;
-    bool listens; /* some cache attends or recalls in this step */
+    bool listens;                    /* some cache attends or recalls in this step */
     psi_eval_callback user_callback; /* the engine's user's own */
     void *user;
     bool user_asked;

@@ -84,9 +84,9 @@ psi_worth *psi_worth_make(psi_kv *kv) {
     worth->around = calloc(worth->most_dims, sizeof(float));
     worth->difference = calloc(2 * (size_t)kv->block_cells, sizeof(float));
     worth->layer_difference = worth->difference != NULL ? worth->difference + kv->block_cells : NULL;
-    if (worth->layers == 0 || worth->means == NULL || worth->scales == NULL || worth->summed == NULL || worth->before == NULL ||
-        worth->attention == NULL || worth->wants == NULL || worth->rows == NULL || worth->around == NULL ||
-        worth->difference == NULL) {
+    if (worth->layers == 0 || worth->means == NULL || worth->scales == NULL || worth->summed == NULL ||
+        worth->before == NULL || worth->attention == NULL || worth->wants == NULL || worth->rows == NULL ||
+        worth->around == NULL || worth->difference == NULL) {
         psi_worth_free(worth);
         return NULL;
     }
@@ -280,8 +280,8 @@ void psi_worth_attend(psi_worth *worth, const psi_queries *q) {
         cell_logits(worth, q, key_head, group, columns);
         for (uint32_t i = 0; i < q->rows * group; i++) {
             psi_softmax(worth->logits + (size_t)i * columns, columns);
-            note_most(worth->attention + (size_t)q->stream * kv->stream_blocks,
-                      worth->logits + (size_t)i * columns, columns, kv->block_cells);
+            note_most(worth->attention + (size_t)q->stream * kv->stream_blocks, worth->logits + (size_t)i * columns,
+                      columns, kv->block_cells);
         }
     }
 }
@@ -306,10 +306,10 @@ static void want_by_head(psi_worth *worth, const psi_queries *q, uint32_t row, u
     float *logits = worth->logits, *sees = worth->logits + blocks;
     for (uint32_t at = 0; at < blocks; at++) {
         psi_summary summary = summary_of(worth, first + at, q->layer);
-        logits[at] = sees[at] > 0 ? q->scale * psi_summary_logit(&summary, worth->dims[q->layer],
-                                                                  head / group * q->head_dims, query(q, row, head),
-                                                                  q->head_dims)
-                                  : -HUGE_VALF;
+        logits[at] = sees[at] > 0
+                         ? q->scale * psi_summary_logit(&summary, worth->dims[q->layer], head / group * q->head_dims,
+                                                        query(q, row, head), q->head_dims)
+                         : -HUGE_VALF;
     }
     psi_softmax(logits, blocks);
     for (uint32_t at = 0; at < blocks; at++) {

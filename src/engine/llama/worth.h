@@ -25,22 +25,22 @@ typedef struct psi_worth {
     /* Summaries: a block's lie together, layer by layer. */
     int8_t *means;
     float *scales;
-    unsigned char *summed;          /* a byte a block: its summary is that of its content */
-    unsigned char *before;          /* scratch: a state a block */
-    float usual[WORTH_MAX_LAYERS];  /* mean difference of keys so far */
-    uint32_t usual_count;           /* blocks in it */
-    float *attention, *wants;       /* of the step: a float a block; negative: nothing known */
-    float *rows, *around; /* scratch: a block's keys, their surroundings */
+    unsigned char *summed;                /* a byte a block: its summary is that of its content */
+    unsigned char *before;                /* scratch: a state a block */
+    float usual[WORTH_MAX_LAYERS];        /* mean difference of keys so far */
+    uint32_t usual_count;                 /* blocks in it */
+    float *attention, *wants;             /* of the step: a float a block; negative: nothing known */
+    float *rows, *around;                 /* scratch: a block's keys, their surroundings */
     float *difference, *layer_difference; /* scratch: a number a cell */
-    float *logits;                  /* scratch, grows */
+    float *logits;                        /* scratch, grows */
     size_t logits_count;
     uint64_t *seen; /* a bit a row and column of the mask: seen, before its block was hidden; grows */
     size_t seen_count;
-    uint32_t seen_words;            /* of a row */
-    bool plain;                     /* the mask says only seen or not seen: it can be made again from `seen` */
-    bool attends, recalls;          /* in this step */
-    bool at_once;                   /* what is wanted comes back inside the step */
-    uint64_t attend_us, recall_us;  /* spent in this step */
+    uint32_t seen_words;           /* of a row */
+    bool plain;                    /* the mask says only seen or not seen: it can be made again from `seen` */
+    bool attends, recalls;         /* in this step */
+    bool at_once;                  /* what is wanted comes back inside the step */
+    uint64_t attend_us, recall_us; /* spent in this step */
     psi_credit attend, recall;
 } psi_worth;
 
@@ -65,10 +65,10 @@ typedef struct psi_queries {
     uint32_t rows, heads, head_dims;
     uint32_t layer;
     float scale;
-    const tensor *mask;     /* that the attention reads */
+    const tensor *mask; /* that the attention reads */
     int64_t mask_stream;
-    uint32_t mask_row;      /* of the first row */
-    uint32_t stream;        /* of the cache */
+    uint32_t mask_row; /* of the first row */
+    uint32_t stream;   /* of the cache */
 } psi_queries;
 
 /* Adds what the queries attend to, cell by cell, to worth->attention; how much they want blocks, from summaries, to
@@ -76,8 +76,8 @@ typedef struct psi_queries {
 void psi_worth_attend(psi_worth *worth, const psi_queries *queries);
 void psi_worth_want(psi_worth *worth, const psi_queries *queries);
 
-/* What the mask's rows saw of blocks that are hidden now, so that they can be shown again inside the step. False: memory
- * is short. */
+/* What the mask's rows saw of blocks that are hidden now, so that they can be shown again inside the step. False:
+ * memory is short. */
 bool psi_worth_begin_seen(psi_worth *worth, const tensor *mask);
 void psi_worth_note_seen(psi_worth *worth, const tensor *mask, int64_t stream, uint32_t first, uint32_t last);
 bool psi_worth_was_seen(const psi_worth *worth, uint32_t mask_row, uint32_t column);
