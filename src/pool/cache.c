@@ -165,6 +165,8 @@ void psi_cache_close(psi_cache *cache) {
     free(cache);
 }
 
+#define WRITE_FOR_RECALL_US 20000u
+
 /* ---- for the pools ----------------------------------------------------------------------------- */
 
 bool psi_is_forked_child(const psi_cache *cache) { return cache->process_id != psi_os_process_id(); }
@@ -185,7 +187,13 @@ uint64_t psi_cache_take_room(psi_cache *cache, uint64_t want_bytes) {
     return taken;
 }
 
-void psi_cache_wake_writer(psi_cache *cache) { psi_os_bell_ring(&cache->writer_bell); }
+void psi_cache_wake_writer(psi_cache *cache) {
+    uint64_t until_us = psi_os_now_us() + WRITE_FOR_RECALL_US, before_us = atomic_load(&cache->write_until_us);
+    if (before_us < until_us) {
+        (void)atomic_compare_exchange_strong(&cache->write_until_us, &before_us, until_us); /* a newer one stays */
+    }
+    psi_os_bell_ring(&cache->writer_bell);
+}
 
 void psi_cache_look_again(psi_cache *cache) {
     if (!psi_is_forked_child(cache)) { /* the bell is the parent's */

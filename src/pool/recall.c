@@ -35,16 +35,17 @@ typedef struct sides {
     size_t hidden_count, resident_count;
 } sides;
 
-static sides collect(psi_pool *pool, bool only_fetched) {
+/* In the background nothing may wait for the disk: what comes was fetched, what goes the store has already. */
+static sides collect(psi_pool *pool, bool in_background) {
     sides s = {.hidden = pool->candidates};
     for (uint32_t i = 0; i < pool->blocks; i++) {
-        if (is_hidden(pool, i) && (!only_fetched || psi_fetch_record(pool, i) != NULL)) {
+        if (is_hidden(pool, i) && (!in_background || psi_fetch_record(pool, i) != NULL)) {
             s.hidden[s.hidden_count++] = (psi_candidate){.block = i, .age = i, .worth = -(double)want_of(pool, i)};
         }
     }
     s.resident = pool->candidates + s.hidden_count;
     for (uint32_t i = 0; i < pool->blocks && s.hidden_count > 0; i++) {
-        if (psi_trim_may_take(pool, i)) {
+        if (psi_trim_may_take(pool, i) && (!in_background || pool->block[i].slot != PSI_SLOT_NONE)) {
             s.resident[s.resident_count++] = (psi_candidate){.block = i, .age = i, .worth = (double)want_of(pool, i)};
         }
     }
@@ -84,9 +85,12 @@ void psi_recall_fetched(psi_pool *pool) {
     }
 }
 
-/* Has read what would come, without waiting for it. */
+/* Has read what would come, and written what would go for it, without waiting for either. */
 static void fetch_wanted(psi_pool *pool) {
     sides s = collect(pool, false);
+    if (s.hidden_count > 0 && atomic_load(&pool->want_write_bytes) == 0) {
+        atomic_store(&pool->want_write_bytes, PSI_FETCH_BLOCKS * (uint64_t)pool->record_bytes);
+    }
     bool asked = true;
     while (asked && s.hidden_count > 0 && s.resident_count > 0 && is_worth_it(s.hidden, s.resident)) {
         (void)psi_policy_pop(s.resident, &s.resident_count);

@@ -35,6 +35,9 @@ static bool add_kv(psi_llama_step *step, psi_kv *kv) {
     }
     memset(kv->marks, 0, kv->blocks);
     kv->wrote = false;
+    if (kv->worth != NULL) {
+        kv->worth->attends = kv->worth->recalls = false;
+    }
     step->kvs[step->kv_count++] = kv;
     return true;
 }
@@ -211,7 +214,7 @@ static void hide_lost_cells(const step_mask *m, int64_t stream, uint32_t first, 
 static void hide_block(const step_mask *m, int64_t stream, uint32_t block, uint32_t first, uint32_t last) {
     unsigned char state = m->kv->states[block];
     if (state == PSI_BLOCK_STORED && m->kv->worth != NULL && m->kv->worth->recalls) {
-        psi_worth_note_seen(m->kv->worth, m->mask, stream, first, last);
+        psi_worth_note_seen(m->kv->worth, m->mask, stream, m->first_stream + (uint32_t)stream, first, last);
     }
     if (state == PSI_BLOCK_STORED || state == PSI_BLOCK_DROPPED) {
         psi_mask_hide(m->mask, stream, first, last);

@@ -76,6 +76,10 @@ static float scale_of(const psi_abi *abi, const tensor *attention) {
     return scale;
 }
 
+static bool is_same_size(const tensor *a, const tensor *b) {
+    return a->ne[0] == b->ne[0] && a->ne[1] == b->ne[1] && a->ne[3] == b->ne[3];
+}
+
 static bool is_listenable(const step_hook *hook) {
     const tensor *q = hook->queries, *m = hook->mask;
     uint32_t head_dims = hook->kv->head_dims;
@@ -85,7 +89,8 @@ static bool is_listenable(const step_hook *hook) {
     uint32_t dims = hook->kv->worth->dims[hook->layer];
     uint32_t key_heads = dims / head_dims;
     return q->ne[0] == head_dims && q->nb[0] == sizeof(float) && dims % head_dims == 0 && key_heads > 0 &&
-           q->ne[2] % key_heads == 0 && m->ne[3] == q->ne[3] && m->ne[1] >= q->ne[1];
+           q->ne[2] % key_heads == 0 && m->ne[3] == q->ne[3] && m->ne[1] >= q->ne[1] &&
+           is_same_size(m, hook->input->mask);
 }
 
 void psi_listen_note(psi_llama_step *step, void *graph, int index, const step_hook *hook) {
@@ -196,36 +201,45 @@ static uint32_t attend_rows(const step_hook *hook) {
     return fit < 1 ? 1 : fit < ATTEND_ROWS ? (uint32_t)fit : ATTEND_ROWS;
 }
 
-/* What came back is shown in the masks as it was before, what went is hidden. */
-static void edit_mask(const step_hook *hook, tensor *mask, uint32_t block, bool show) {
+/* A block's columns in a hook's masks. */
+typedef struct columns {
+    uint32_t stream; /* of the cache */
+    int64_t mask_stream;
+    uint32_t first, last;
+} columns;
+
+/* False: the block is none of the hook's. */
+static bool columns_of(const step_hook *hook, uint32_t block, columns *c) {
     const psi_kv *kv = hook->kv;
-    uint32_t stream = block / kv->stream_blocks, first = block % kv->stream_blocks * kv->block_cells;
-    uint32_t last = first + kv->block_cells < (uint32_t)mask->ne[0] ? first + kv->block_cells : (uint32_t)mask->ne[0];
-    if (stream < hook->first_stream || stream >= hook->first_stream + (uint32_t)mask->ne[3] || first >= last) {
-        return;
-    }
-    int64_t mask_stream = stream - hook->first_stream;
+    uint32_t most = (uint32_t)hook->mask->ne[0];
+    c->stream = block / kv->stream_blocks;
+    c->mask_stream = (int64_t)c->stream - hook->first_stream;
+    c->first = block % kv->stream_blocks * kv->block_cells;
+    c->last = c->first + kv->block_cells < most ? c->first + kv->block_cells : most;
+    return c->mask_stream >= 0 && c->mask_stream < hook->mask->ne[3] && c->first < c->last;
+}
+
+/* What came back is shown in a mask as it was before, what went is hidden. */
+static void edit_mask(const psi_worth *worth, tensor *mask, const columns *c, bool show) {
     if (show) {
-        psi_worth_show_again(kv->worth, mask, mask_stream, first, last);
+        psi_worth_show_again(worth, mask, c->mask_stream, c->first, c->last);
     } else {
-        psi_mask_hide(mask, mask_stream, first, last);
+        psi_mask_hide(mask, c->mask_stream, c->first, c->last);
     }
 }
 
 static void edit_masks(const step_hook *hook, uint32_t block, bool show) {
-    if (!show) { /* it may come back in a later layer */
-        const tensor *m = hook->mask;
-        uint32_t first = block % hook->kv->stream_blocks * hook->kv->block_cells;
-        uint32_t last = first + hook->kv->block_cells;
-        last = last < (uint32_t)m->ne[0] ? last : (uint32_t)m->ne[0];
-        uint32_t stream = block / hook->kv->stream_blocks;
-        if (stream >= hook->first_stream && stream < hook->first_stream + (uint32_t)m->ne[3] && first < last) {
-            psi_worth_note_seen(hook->kv->worth, m, stream - hook->first_stream, first, last);
-        }
+    psi_worth *worth = hook->kv->worth;
+    columns c;
+    if (!columns_of(hook, block, &c)) {
+        return;
     }
-    edit_mask(hook, hook->mask, block, show);
+    if (!show) { /* it may come back in a later layer */
+        psi_worth_note_seen(worth, hook->mask, c.mask_stream, c.stream, c.first, c.last);
+    }
+    edit_mask(worth, hook->mask, &c, show);
     if (hook->input->mask->data != hook->mask->data) {
-        edit_mask(hook, hook->input->mask, block, show);
+        edit_mask(worth, hook->input->mask, &c, show);
     }
 }
 

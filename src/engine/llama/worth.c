@@ -208,7 +208,8 @@ void psi_worth_sum_up(psi_worth *worth) {
     psi_kv *kv = worth->kv;
     uint32_t done = 0;
     for (uint32_t block = 0; block < kv->blocks && done < SUM_UP_MOST; block++) {
-        if (!worth->summed[block] && kv->states[block] == PSI_BLOCK_RESIDENT && is_full(kv, block)) {
+        bool awake = kv->marks[block] != 0; /* no other thread takes it meanwhile */
+        if (awake && !worth->summed[block] && kv->states[block] == PSI_BLOCK_RESIDENT && is_full(kv, block)) {
             (void)psi_block_score(kv->pool, block, PSI_SCORE_KEYS, sum_up(worth, block));
             done++;
         }
@@ -265,7 +266,9 @@ static void cell_logits(psi_worth *worth, const psi_queries *q, uint32_t key_hea
 static void note_most(float *of_blocks, const float *shares, uint32_t columns, uint32_t block_cells) {
     for (uint32_t cell = 0; cell < columns; cell++) {
         float *block = &of_blocks[cell / block_cells];
-        *block = greater(*block, shares[cell]);
+        if (shares[cell] > 0) { /* a block of another sequence gets no score, and does not fade */
+            *block = greater(*block, shares[cell]);
+        }
     }
 }
 
@@ -357,12 +360,16 @@ bool psi_worth_begin_seen(psi_worth *worth, const tensor *mask) {
     return true;
 }
 
-void psi_worth_note_seen(psi_worth *worth, const tensor *mask, int64_t stream, uint32_t first, uint32_t last) {
+void psi_worth_note_seen(psi_worth *worth, const tensor *mask, int64_t stream, uint32_t cache_stream, uint32_t first,
+                         uint32_t last) {
+    const psi_kv *kv = worth->kv;
     for (int64_t row = 0; row < mask->ne[1]; row++) {
         uint64_t *bits = worth->seen + (size_t)(stream * mask->ne[1] + row) * worth->seen_words;
         for (uint32_t c = first; c < last; c++) {
             psi_mask_value value = psi_mask_get(mask, stream, row, c);
-            bits[c / 64] |= (uint64_t)(value != MASK_HIDDEN) << (c % 64);
+            uint64_t cell = (uint64_t)cache_stream * kv->cells + c;
+            bool lost = (kv->lost[cell / 64] >> (cell % 64) & 1) != 0; /* its bytes are gone: it is not shown again */
+            bits[c / 64] |= (uint64_t)(value != MASK_HIDDEN && !lost) << (c % 64);
             worth->plain = worth->plain && value != MASK_WEIGHED;
         }
     }

@@ -76,10 +76,11 @@ typedef struct psi_queries {
 void psi_worth_attend(psi_worth *worth, const psi_queries *queries);
 void psi_worth_want(psi_worth *worth, const psi_queries *queries);
 
-/* What the mask's rows saw of blocks that are hidden now, so that they can be shown again inside the step. False:
- * memory is short. */
+/* What the mask's rows saw of blocks that are hidden now, so that they can be shown again inside the step. `stream` is
+ * the mask's, `cache_stream` the cache's. False: memory is short. */
 bool psi_worth_begin_seen(psi_worth *worth, const tensor *mask);
-void psi_worth_note_seen(psi_worth *worth, const tensor *mask, int64_t stream, uint32_t first, uint32_t last);
+void psi_worth_note_seen(psi_worth *worth, const tensor *mask, int64_t stream, uint32_t cache_stream, uint32_t first,
+                         uint32_t last);
 bool psi_worth_was_seen(const psi_worth *worth, uint32_t mask_row, uint32_t column);
 void psi_worth_show_again(const psi_worth *worth, tensor *mask, int64_t stream, uint32_t first, uint32_t last);
 
