@@ -32,7 +32,7 @@ def rss_anon_bytes() -> int:
 class Engine:
     """A context of llama.cpp through its own low-level interface, so that sequences and positions are ours to choose."""
 
-    def __init__(self, cells=32768, flash_attention=True, sequences=1, unified=False, batch=512):
+    def __init__(self, cells=32768, flash_attention=True, sequences=1, unified=False, batch=512, callback=None):
         low.llama_backend_init()
         self.model = low.llama_model_load_from_file(options["model"].encode(), low.llama_model_default_params())
         assert self.model
@@ -46,6 +46,8 @@ class Engine:
         )
         parameters.type_k = parameters.type_v = options.get("cache_type", 1)  # 1: f16, 8: q8_0
         parameters.flash_attn_type = 1 if flash_attention else 0
+        if callback is not None:
+            parameters.cb_eval = ctypes.cast(callback, type(parameters.cb_eval))
         self.context = low.llama_init_from_model(self.model, parameters)
         assert self.context
         self.vocabulary = low.llama_model_get_vocab(self.model)
@@ -54,12 +56,13 @@ class Engine:
         self.batch_size = batch
         self.rss_after_context_bytes = rss_anon_bytes()
 
-    def tokens(self, text: str, count: int):
+    def tokens(self, text: str, count: int = 0):
+        """The first `count` tokens of a text that has them; 0: all of them."""
         data = text.encode()
         buffer = (low.llama_token * (len(data) + 8))()
         got = low.llama_tokenize(self.vocabulary, data, len(data), buffer, len(buffer), True, False)
         assert got >= count, (got, count)
-        return list(buffer[:count])
+        return list(buffer[: count or got])
 
     def decode(self, tokens, first_position: int, sequence: int = 0) -> int:
         """Decodes tokens of one sequence; the last one's logits are wanted. The engine's return value."""
@@ -313,6 +316,75 @@ def contexts():
         low.llama_model_free(engine.model)
         sizes.append(stats_now())
     return {"stats": sizes}
+
+
+KEY, QUESTION = "47316", "\n\nWhat is the special pass key mentioned in the text? The special pass key is:"
+
+
+def recall():
+    """A fact in a part of the cache that is out: asked for with recall off and on; then everything comes back."""
+    sequences = options.get("sequences", 1)
+    engine = Engine(
+        cells=8192,
+        flash_attention=options["flash_attention"],
+        sequences=sequences,
+        unified=options.get("unified", False),
+    )
+    fact = f"\n\nThe special pass key is: {KEY}. Remember it. {KEY} is the special pass key.\n\n"
+    filler = engine.tokens(text(1), 2000)
+    prompt = filler[:300] + engine.tokens(fact)[1:] + filler[300:]
+    question = engine.tokens(QUESTION)[1:]
+    end = len(prompt)
+    for sequence in range(sequences):
+        assert engine.decode(prompt, 0, sequence) == 0
+    before = engine.again(prompt[-1], end - 1)
+
+    def ask():
+        made, piece = [], ctypes.create_string_buffer(64)
+        psi_cache.trim(0.6)
+        assert engine.decode(question, end) == 0
+        for i in range(8):
+            made.append(int(engine.logits().argmax()))
+            assert engine.decode(made[-1:], end + len(question) + i) == 0
+        out = stats_now()
+        low.llama_memory_seq_rm(low.llama_get_memory(engine.context), 0, end, -1)
+        psi_cache.restore()
+        engine.again(prompt[-1], end - 1)
+        pieces = (piece.raw[: low.llama_token_to_piece(engine.vocabulary, t, piece, 64, 0, True)] for t in made)
+        return b"".join(pieces).decode(errors="replace"), out
+
+    psi_cache.set_option("policy", "fifo")
+    results = {}
+    for recall in ("off", "off", "on"):  # the first one leaves blocks behind that the others find
+        psi_cache.set_option("recall", recall)
+        results[recall], results[recall + "_stats"] = ask()
+    results["identical"] = before.tobytes() == engine.again(prompt[-1], end - 1).tobytes()
+    results["restored"] = stats_now()
+    return results
+
+
+def callback():
+    """The user of the engine has an evaluation callback, and sees what it sees without us."""
+    seen = []
+
+    name_at = 256  # in struct ggml_tensor
+
+    @ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)
+    def on_node(node, ask, _):
+        name = ctypes.string_at(node + name_at).decode()
+        if ask:
+            return name.startswith("l_out-")
+        seen.append(name)
+        return True
+
+    engine = Engine(cells=4096, flash_attention=options["flash_attention"], callback=on_node)
+    prompt = engine.tokens(text(1), 600)
+    hashed = hashlib.sha256()
+    assert engine.decode(prompt, 0) == 0
+    for i in range(40):
+        digest(hashed, engine.logits())
+        assert engine.decode([prompt[i]], 600 + i) == 0
+    return {"seen": seen, "logits": hashed.hexdigest()}
 
 
 def run():

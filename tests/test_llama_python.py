@@ -68,6 +68,28 @@ def test_without_flash_attention_bits_come_back_too(model):
 
 
 @BOTH
+@pytest.mark.parametrize(
+    "streams", [{}, {"sequences": 2, "unified": True}, {"sequences": 2}], ids=["one", "two-unified", "two-streams"]
+)
+def test_a_fact_that_is_out_of_memory_is_recalled_when_it_is_asked_for(model, flash_attention, streams):
+    """And the cache is no larger for it; afterwards every bit is back."""
+    got, stderr = drive(model, "recall", flash_attention=flash_attention, **streams)
+    print(got["off"], got["on"], got["on_stats"]["recalled_bytes"], got["on_stats"]["recall_us"])
+    assert "47316" not in got["off"] and got["off_stats"]["recalls"] == 0
+    assert "47316" in got["on"] and got["on_stats"]["recalls"] > 0
+    assert got["on_stats"]["resident_bytes"] <= got["off_stats"]["resident_bytes"]
+    assert got["identical"] and got["restored"]["stored_bytes"] == 0
+    assert said(stderr) == []
+
+
+@BOTH
+def test_an_evaluation_callback_of_the_user_sees_what_it_sees_without_us(model, flash_attention):
+    stock, _ = drive(model, "callback", ours=False, flash_attention=flash_attention)
+    ours, _ = drive(model, "callback", flash_attention=flash_attention)
+    assert stock["seen"] and ours == stock
+
+
+@BOTH
 def test_a_hidden_block_is_to_the_model_as_one_that_was_removed(model, flash_attention):
     """fifo keeps block 0 and takes the next ones: stock with those cells removed must compute the same bits."""
     fifo = {"PSI_CACHE_CONTROLLER": "off", "PSI_CACHE_POLICY": "fifo", "PSI_CACHE_RECALL": "off"}
