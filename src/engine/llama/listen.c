@@ -12,6 +12,7 @@
 enum { PROMPT_ROWS = 8, ATTEND_ROWS = 4, WANT_ROWS = 8 };
 #define SCORES_BYTES (1u << 20) /* of scratch for scores, beyond which fewer rows are listened to */
 #define CREDIT_MOST_US 100000.0
+#define DEBT_MOST_US 100000.0
 
 /* ---- The user's callbacks ---------------------------------------------------------------------- */
 
@@ -138,13 +139,20 @@ static bool has_hidden(const psi_kv *kv) {
     return false;
 }
 
-static bool can_pay(const psi_credit *credit, bool prompt) {
-    return prompt ? credit->us >= 0 : credit->us >= credit->cost_us;
+static bool can_pay(const psi_credit *credit) { return credit->us >= credit->cost_us; }
+
+/* A prompt's last piece is shorter than the pieces before it, and holds the question: worth a debt. */
+static bool is_last_piece(psi_worth *worth, int64_t rows) {
+    worth->most_rows = rows > worth->most_rows ? rows : worth->most_rows;
+    return rows >= PROMPT_ROWS && rows < worth->most_rows;
 }
 
-static bool shall_attend(psi_kv *kv, bool prompt) {
+static bool shall_attend(psi_kv *kv, int64_t rows) {
+    psi_worth *worth = kv->worth;
+    bool last_piece = is_last_piece(worth, rows);
     return psi_cache_score_share(kv->pool->cache) > 0 && atomic_load(&kv->pool->policy)->by_attention &&
-           (psi_pool_wants_scores(kv->pool) || can_pay(&kv->worth->attend, prompt));
+           (psi_pool_wants_scores(kv->pool) || can_pay(&worth->attend) ||
+            (last_piece && worth->attend.us > -DEBT_MOST_US / 2));
 }
 
 static void fill(float *values, uint32_t count, float value) {
@@ -166,9 +174,9 @@ void psi_listen_begin(psi_llama_step *step, psi_kv *kv) {
     }
     bool prompt = hook->queries->ne[1] >= PROMPT_ROWS;
     worth->at_once = prompt;
-    worth->attends = shall_attend(kv, prompt);
+    worth->attends = shall_attend(kv, hook->queries->ne[1]);
     worth->recalls = psi_cache_recalls(kv->pool->cache) && kv->pool->store != NULL && count_masks(step, kv) == 1 &&
-                     has_hidden(kv) && (prompt || can_pay(&worth->recall, false)) &&
+                     has_hidden(kv) && (prompt || can_pay(&worth->recall)) &&
                      psi_worth_begin_seen(worth, hook->input->mask);
     fill(worth->attention, kv->blocks, -1);
     fill(worth->wants, kv->blocks, -1);
@@ -320,6 +328,7 @@ int psi_listen_compute(psi_llama_step *step, const psi_abi *abi, void *sched, vo
 static void settle_credit(psi_credit *credit, double earned_us, uint64_t spent_us, bool spent) {
     credit->us += earned_us - (double)spent_us;
     credit->us = credit->us < CREDIT_MOST_US ? credit->us : CREDIT_MOST_US;
+    credit->us = credit->us > -DEBT_MOST_US ? credit->us : -DEBT_MOST_US;
     credit->cost_us = spent ? (double)spent_us : credit->cost_us;
 }
 
@@ -342,7 +351,7 @@ static void end_of(const psi_llama_step *step, psi_kv *kv) {
         psi_worth_sum_up(worth);
     }
     uint64_t now_us = psi_os_now_us();
-    worth->attend_us += now_us - began_us;
+    worth->attend_us += worth->attends ? now_us - began_us : 0;
     double step_us = (double)(now_us - step->begin_us) / step->kv_count;
     settle_credit(&worth->attend, psi_cache_score_share(cache) * step_us, worth->attend_us, worth->attends);
     bool paid = worth->recalls && !worth->at_once; /* a prompt's exchange has a bound of its own */

@@ -42,6 +42,7 @@ typedef struct psi_worth {
     bool at_once;                  /* what is wanted comes back inside the step */
     uint64_t attend_us, recall_us; /* spent in this step */
     psi_credit attend, recall;
+    int64_t most_rows; /* of a step so far */
 } psi_worth;
 
 /* NULL: memory is short, or keys of a kind that is not read here; the policies then go by age. */
