@@ -8,7 +8,7 @@
 
 /* A block's cells are summed up in so many runs, one after the other: a mean over a whole block of 32 cells hides a
  * short fact in it (measured: docs/policies.md). */
-enum { PSI_SUMMARY_RUNS = 4 };
+enum { PSI_SUMMARY_RUNS = 8 };
 
 /* One layer's part of a block's summary: the mean key of each run, in 8 bits with a scale. */
 typedef struct psi_summary {

@@ -9,9 +9,9 @@
 #define FADE 0.9f
 /* An exchange must be worth it: so much of some head's attention, and so many times what the other one has. Below,
  * blocks would come and go with each word. */
-#define WANT_LEAST 0.004f
-#define WANT_TIMES 2.0f
-#define WANT_OF_NEIGHBOUR 0.7f
+#define WANT_LEAST 0.001f
+#define WANT_TIMES 1.2f
+#define WANT_OF_NEIGHBOUR 0.9f
 
 static float greater(float a, float b) { return a > b ? a : b; }
 
