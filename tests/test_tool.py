@@ -88,13 +88,16 @@ def preloaded_as():
 
 def test_run_sets_the_environment(tool, tmp_path):
     library = preloaded_as()
-    answer = tool("run", "--high", "0.6", "--low", "0.2", "--policy", "lru", "--store", "file", "--store-dir", tmp_path,
-                  "--store-max", "64M", "--floor", "4k", "--reserve", "1G", "--block-cells", "64", "--controller", "off",
+    answer = tool("run", "--high", "0.6", "--low", "0.2", "--policy", "keys", "--recall", "off",
+                  "--score-share", "0.02", "--recall-share", "0.05", "--recall-us", "20000",
+                  "--store", "file", "--store-dir", tmp_path, "--store-max", "64M", "--floor", "4k", "--reserve", "1G",
+                  "--block-cells", "64", "--controller", "off",
                   "-vv", "--", "env")
     seen = environment_of(answer)
     assert {name[10:]: value for name, value in seen.items() if name.startswith("PSI_CACHE_")
             and name not in ("PSI_CACHE_RUN_DIR", "PSI_CACHE_LIB_DIR")} == {
-        "HIGH": "0.6", "LOW": "0.2", "POLICY": "lru", "STORE": "file", "STORE_DIR": str(tmp_path.resolve()),
+        "HIGH": "0.6", "LOW": "0.2", "POLICY": "keys", "RECALL": "off", "SCORE_SHARE": "0.02", "RECALL_SHARE": "0.05",
+        "RECALL_US": "20000", "STORE": "file", "STORE_DIR": str(tmp_path.resolve()),
         "STORE_MAX_BYTES": str(64 << 20), "FLOOR_BYTES": "4096", "RESERVE_BYTES": str(1 << 30), "BLOCK_CELLS": "64",
         "CONTROLLER": "off", "VERBOSE": "3", "COMMAND": "env"}
     assert seen["LD_PRELOAD"] == library
@@ -128,8 +131,11 @@ def test_run_from_a_path_with_a_blank(tool, tmp_path):
 
 @pytest.mark.parametrize("options, word", [
     (["--high", "2"], "--high 2"), (["--high", "0"], "above 0"), (["--high", "nan"], "nan"),
-    (["--high", "0.3", "--low", "0.3"], "not below"), (["--low", "0.8"], "not below"), (["--policy", "best"], "fifo|lru"),
-    (["--policy", "fifo|lru"], "fifo|lru"), (["--policy", ""], "fifo|lru"), (["--store", "disk"], "file|none"),
+    (["--high", "0.3", "--low", "0.3"], "not below"), (["--low", "0.8"], "not below"),
+    (["--policy", "best"], "auto|attention|keys|fifo|lru"),
+    (["--policy", "fifo|lru"], "fifo|lru"), (["--recall", "maybe"], "on|off"),
+    (["--score-share", "1.5"], "--score-share 1.5"), (["--recall-us", "0"], "from 1"),
+    (["--policy", ""], "fifo|lru"), (["--store", "disk"], "file|none"),
     (["--store-dir", "/nowhere/at/all"], "No such file"), (["--store-dir", "/etc/passwd"], "not a directory"),
     (["--store-max", "-1"], "--store-max"), (["--store-max", "99999999999G"], "--store-max"), (["--floor", "1X"], "1X"),
     (["--block-cells", "0"], "from 1"), (["--controller", "maybe"], "on|off"), (["--frob"], "--frob"),
@@ -240,7 +246,7 @@ def test_doctor_on_llama_cpp(tool):
 # ---- status, trim, restore --------------------------------------------------------------------------
 
 HEAD = struct.Struct("=QqQ64s128sIII")  # psi_board up to its stats
-MAGIC = 0x0033424953500A0D
+MAGIC = 0x0034424953500A0D
 STATS_AT = HEAD.size
 STATS_BYTES = ctypes.sizeof(_native.Stats)
 BOARD_BYTES = (STATS_AT + STATS_BYTES + 7) // 8 * 8

@@ -35,7 +35,11 @@ static const char the_run[] =
     "\n"
     "  --high INDEX        trim above this pressure index, 0 to 1 (default 0.7)\n"
     "  --low INDEX         regrow below this one (default 3/7 of high, so 0.3)\n"
-    "  --policy NAME       which blocks go first: fifo (default) or lru\n"
+    "  --policy NAME       which blocks go first: auto (default), attention, keys, fifo or lru\n"
+    "  --recall on|off     off: hidden blocks that the model wants wait until there is room\n"
+    "  --score-share X     share of the step time that measuring attention may cost, 0 to 1 (default 0.01)\n"
+    "  --recall-share X    the same of finding hidden blocks that are wanted, while decoding (default 0.03)\n"
+    "  --recall-us N       microseconds that a step of a prompt may spend on exchanges (default 50000)\n"
     "  --store KIND        where trimmed blocks rest: file (default), or none: they are dropped\n"
     "  --store-dir DIR     directory of the store, on a disk (default /var/tmp)\n"
     "  --store-max SIZE    upper size of the store (default: the cache's capacity)\n"
@@ -50,8 +54,9 @@ static const char the_run[] =
     "  -q, --quiet         say errors only\n"
     "\n"
     "SIZE is in bytes, or with K, M or G. Each option is an environment variable too: PSI_CACHE_HIGH, _LOW,\n"
-    "_POLICY, _STORE, _STORE_DIR, _STORE_MAX_BYTES, _FLOOR_BYTES, _RESERVE_BYTES, _BLOCK_CELLS, _CONTROLLER,\n"
-    "_MODE, _TUNING, _TUNING_FILE, _VERBOSE (0 errors to 3 debug). PSI_CACHE_LIB_DIR: where the library is.\n";
+    "_POLICY, _RECALL, _SCORE_SHARE, _RECALL_SHARE, _RECALL_US, _STORE, _STORE_DIR, _STORE_MAX_BYTES,\n"
+    "_FLOOR_BYTES, _RESERVE_BYTES, _BLOCK_CELLS, _CONTROLLER, _MODE, _TUNING, _TUNING_FILE,\n"
+    "_VERBOSE (0 errors to 3 debug). PSI_CACHE_LIB_DIR: where the library is.\n";
 
 static const char the_doctor[] =
     "usage: psi-cache doctor [--json] [FILE...]\n"

@@ -28,7 +28,11 @@ typedef struct run_option {
 static const run_option the_options[] = {
     {"high", "PSI_CACHE_HIGH", SHARE, NULL},
     {"low", "PSI_CACHE_LOW", SHARE, NULL},
-    {"policy", "PSI_CACHE_POLICY", CHOICE, "fifo|lru"},
+    {"policy", "PSI_CACHE_POLICY", CHOICE, "auto|attention|keys|fifo|lru"},
+    {"recall", "PSI_CACHE_RECALL", CHOICE, "on|off"},
+    {"score-share", "PSI_CACHE_SCORE_SHARE", SHARE, NULL},
+    {"recall-share", "PSI_CACHE_RECALL_SHARE", SHARE, NULL},
+    {"recall-us", "PSI_CACHE_RECALL_US", COUNT, NULL},
     {"store", "PSI_CACHE_STORE", CHOICE, "file|none"},
     {"store-dir", "PSI_CACHE_STORE_DIR", DIRECTORY, NULL},
     {"store-max", "PSI_CACHE_STORE_MAX_BYTES", BYTES, NULL},

@@ -223,7 +223,10 @@ static void json_stats(const psi_stats *s) {
                   {"readings", s->readings},
                   {"trigger_events", s->trigger_events},
                   {"reserve_bytes", s->reserve_bytes},
-                  {"reaction_us", s->reaction_us}};
+                  {"reaction_us", s->reaction_us},
+                  {"recalls", s->recalls},
+                  {"recalled_bytes", s->recalled_bytes},
+                  {"recall_us", s->recall_us}};
     for (size_t i = 0; i < sizeof shares / sizeof *shares; i++)
         printf(",\"%s\":%.6g", shares[i].name, shares[i].value);
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
