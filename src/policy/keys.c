@@ -1,5 +1,6 @@
 /* keys.c - the block whose keys differ least from those around it first: nobody needs to have asked for a block to know
- * that it says what its surroundings say (key difference, after KeyDiff, arXiv 2504.15364; keys.h has the formula). */
+ * that it says what its surroundings say (key difference, after KeyDiff, arXiv 2504.15364; docs/policies.md has the
+ * formula). */
 #include "policy/policy.h"
 
 #include <math.h>

@@ -127,7 +127,7 @@ void psi_trim_survey(psi_pool *pool);
 /* The resident block that would go next and that the store has not yet; PSI_BLOCK_NONE when there is none. */
 uint32_t psi_trim_next_unwritten(psi_pool *pool, psi_trim_scope scope);
 
-/* score.c: what is known of a block's worth, for the policy. `rate` fills pool->candidates from `blocks` of them. */
+/* score.c: what is known of a block's worth, for the policy; candidates rated by it. */
 psi_candidate psi_score_candidate(const psi_pool *pool, uint32_t block);
 void psi_score_rate(const psi_pool *pool, psi_candidate *candidates, size_t count);
 void psi_score_forget(psi_block *b);

@@ -139,7 +139,10 @@ static bool has_hidden(const psi_kv *kv) {
     return false;
 }
 
-static bool can_pay(const psi_credit *credit) { return credit->us >= credit->cost_us; }
+/* What costs more than can be saved is paid with all that can. */
+static bool can_pay(const psi_credit *credit) {
+    return credit->us >= (credit->cost_us < CREDIT_MOST_US ? credit->cost_us : CREDIT_MOST_US);
+}
 
 /* A prompt's last piece is shorter than the pieces before it, and holds the question: worth a debt. */
 static bool is_last_piece(psi_worth *worth, int64_t rows) {

@@ -13,7 +13,7 @@ enum { WORTH_MAX_LAYERS = 8 }; /* listened to; of deeper models a part, evenly s
 
 /* Microseconds that may be spent: a share of the time that steps take is paid in. */
 typedef struct psi_credit {
-    double us, most_us;
+    double us;
     double cost_us; /* of the last time */
 } psi_credit;
 
