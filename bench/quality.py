@@ -80,7 +80,8 @@ class Engine:
     def text(self, tokens):
         piece, made = ctypes.create_string_buffer(128), b""
         for token in tokens:
-            made += piece.raw[:self.api.llama_token_to_piece(self.vocabulary, token, piece, 128, 0, True)]
+            count = self.api.llama_token_to_piece(self.vocabulary, token, piece, 128, 0, True)
+            made += piece.raw[:count]
         return made.decode(errors="replace")
 
     def decode(self, tokens, position, all_logits=False):

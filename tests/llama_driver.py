@@ -350,8 +350,11 @@ def recall():
         low.llama_memory_seq_rm(low.llama_get_memory(engine.context), 0, end, -1)
         psi_cache.restore()
         engine.again(prompt[-1], end - 1)
-        pieces = (piece.raw[: low.llama_token_to_piece(engine.vocabulary, t, piece, 64, 0, True)] for t in made)
-        return b"".join(pieces).decode(errors="replace"), out
+        answer = b""
+        for token in made:
+            count = low.llama_token_to_piece(engine.vocabulary, token, piece, 64, 0, True)
+            answer += piece.raw[:count]
+        return answer.decode(errors="replace"), out
 
     psi_cache.set_option("policy", "fifo")
     results = {}
