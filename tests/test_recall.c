@@ -244,6 +244,9 @@ static void attention_is_kept_and_fades(void **state) {
     assert_true(fabsf(pool->block[7].attention - 0.45f) < 1e-6f);
     assert_int_equal(psi_block_score(pool, 7, PSI_SCORE_ATTENTION, 0.9f), 0);
     assert_true(fabsf(pool->block[7].attention - 0.9f) < 1e-6f);
+    assert_int_equal(psi_block_score(pool, 7, PSI_SCORE_KEYS, 2), 0);
+    assert_int_equal(psi_block_write(pool, 7), 0);
+    assert_true(pool->block[7].keys < 0 && pool->block[7].attention > 0); /* its keys are others now */
     psi_block_free(pool, 7);
     assert_true(pool->block[7].attention < 0);
     end(pool, cache);

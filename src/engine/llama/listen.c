@@ -68,6 +68,11 @@ static bool get_kept(const void *sched, psi_eval_callback *callback, void **user
     return known;
 }
 
+static void lock_kept(void) { pthread_mutex_lock(&kept_lock); }
+static void unlock_kept(void) { pthread_mutex_unlock(&kept_lock); }
+
+void psi_listen_handle_forks(void) { (void)pthread_atfork(lock_kept, unlock_kept, unlock_kept); }
+
 /* ---- Where to listen --------------------------------------------------------------------------- */
 
 static float scale_of(const psi_abi *abi, const tensor *attention) {

@@ -34,6 +34,7 @@ static void open_cache(void) {
         return;
     }
     cache = psi_cache_open(NULL);
+    psi_listen_handle_forks();
     psi_kv_handle_forks(); /* after the cache's own: this lock is taken before its locks */
     if (cache == NULL) {
         psi_llama_say(PSI_LOG_ERROR, "could not be opened (error %d): the engine runs untouched", errno);
