@@ -91,8 +91,8 @@ typedef struct psi_options {
                             others, while the cache stays as small as it is (PSI_CACHE_RECALL=off) */
     double score_share;  /* most of the step time that measuring attention may cost, on average; 0.01 */
     double recall_share; /* the same of finding and fetching what is wanted, in steps of one token; 0.03 */
-    uint64_t recall_us;  /* most time that a prompt's step (8 tokens or more) spends on exchanges, and one
-                            block's more; default 50 ms */
+    uint64_t recall_us;  /* most time that a step spends on exchanges, if it is a prompt's (8 tokens or more) or the
+                            first after blocks were taken, and one block's more; default 50 ms */
 } psi_options;
 
 /* Opens signals and controller, and starts the watcher thread with the first pool. NULL options:

@@ -135,13 +135,12 @@ static uint32_t count_masks(const psi_llama_step *step, const psi_kv *kv) {
     return count;
 }
 
-static bool has_hidden(const psi_kv *kv) {
+static uint32_t count_hidden(const psi_kv *kv) {
+    uint32_t count = 0;
     for (uint32_t i = 0; i < kv->blocks; i++) {
-        if (kv->states[i] == PSI_BLOCK_STORED && kv->marks[i] != 0) {
-            return true;
-        }
+        count += kv->states[i] == PSI_BLOCK_STORED && kv->marks[i] != 0;
     }
-    return false;
+    return count;
 }
 
 /* What costs more than can be saved is paid with all that can. */
@@ -180,11 +179,13 @@ void psi_listen_begin(psi_llama_step *step, psi_kv *kv) {
     if (hook == NULL || kv->abi->sched_set_eval_callback == NULL || kv->abi->buffer_is_host == NULL) {
         return;
     }
-    bool prompt = hook->queries->ne[1] >= PROMPT_ROWS;
-    worth->at_once = prompt;
+    /* Blocks were taken since the last step: what this one misses of them it must not wait for until the next. */
+    uint32_t hidden = count_hidden(kv);
+    worth->at_once = hook->queries->ne[1] >= PROMPT_ROWS || hidden > worth->hidden;
+    worth->hidden = hidden;
     worth->attends = shall_attend(kv, hook->queries->ne[1]);
     worth->recalls = psi_cache_recalls(kv->pool->cache) && kv->pool->store != NULL && count_masks(step, kv) == 1 &&
-                     has_hidden(kv) && (prompt || can_pay(&worth->recall)) &&
+                     hidden > 0 && (worth->at_once || can_pay(&worth->recall)) &&
                      psi_worth_begin_seen(worth, hook->input->mask);
     fill(worth->attention, kv->blocks, -1);
     fill(worth->wants, kv->blocks, -1);
@@ -362,7 +363,7 @@ static void end_of(const psi_llama_step *step, psi_kv *kv) {
     worth->attend_us += worth->attends ? now_us - began_us : 0;
     double step_us = (double)(now_us - step->begin_us) / step->kv_count;
     settle_credit(&worth->attend, psi_cache_score_share(cache) * step_us, worth->attend_us, worth->attends);
-    bool paid = worth->recalls && !worth->at_once; /* a prompt's exchange has a bound of its own */
+    bool paid = worth->recalls && !worth->at_once; /* an exchange inside the step has a bound of its own */
     settle_credit(&worth->recall, psi_cache_recall_share(cache) * step_us, paid ? worth->recall_us : 0, paid);
 }
 

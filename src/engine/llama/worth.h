@@ -43,6 +43,7 @@ typedef struct psi_worth {
     uint64_t attend_us, recall_us; /* spent in this step */
     psi_credit attend, recall;
     int64_t most_rows; /* of a step so far */
+    uint32_t hidden;   /* blocks, when the last step began */
 } psi_worth;
 
 /* NULL: memory is short, or keys of a kind that is not read here; the policies then go by age. */
