@@ -39,6 +39,7 @@ def arguments():
                         help="is the question read before the trim?")
     parser.add_argument("--flash-attention", choices=("on", "off"), default="on")
     parser.add_argument("--model", help="another model; its results go to files of its own")
+    parser.add_argument("--block-cells", type=int, help="cells of a block; its results go to a file of its own")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--report", action="store_true", help="only print what is there")
     return parser.parse_args()
@@ -249,7 +250,8 @@ def continuation_trial(engine, options, seed):
 def results_path(options):
     model = "" if options.is_default_model else "-" + os.path.splitext(os.path.basename(options.model))[0]
     flash = "" if options.flash_attention == "on" else "-no-flash"
-    return os.path.join(BUILD, f"quality-{options.length}{model}{flash}.jsonl")
+    blocks = f"-blocks-{options.block_cells}" if options.block_cells else ""
+    return os.path.join(BUILD, f"quality-{options.length}{model}{flash}{blocks}.jsonl")
 
 
 def load(options):
@@ -368,6 +370,8 @@ def print_bars(trials):
 def main():
     options = arguments()
     options.is_default_model = options.model is None
+    if options.block_cells:
+        os.environ["PSI_CACHE_BLOCK_CELLS"] = str(options.block_cells)
     if options.is_default_model:
         options.model = demo.model_file(argparse.Namespace(model=None))
     if not options.report:
