@@ -136,6 +136,42 @@ static void sequences_that_take_turns_are_no_blocks_taken_anew(void **state) {
     fake_close(fake);
 }
 
+/* Ten sequences decode a token each, in one batch of one stream. */
+static void many_sequences_tokens_in_one_batch_are_no_prompt(void **state) {
+    (void)state;
+    fake_llama *fake = filled(1, true);
+    uint32_t at = 24 * F_BLOCK;
+    trim(0.5);
+    for (int turn = 0; turn < 3; turn++) {
+        fake_prepare(fake, 0, 1, at, 10);
+        fake_ask_for(fake, 5);
+        for (uint32_t row = 0; row < 10; row++) {
+            for (uint32_t cell = at; cell < at + 10; cell++) {
+                fake->mask[row * F_CELLS + cell] = cell == at + row ? 0 : -HUGE_VALF;
+            }
+        }
+        assert_int_equal(fake_step(fake, sched), 0);
+        assert_true(fake->kv->worth->at_once == (turn == 0)); /* the first after blocks were taken */
+        at += 10;
+    }
+    assert_int_equal(fake->wrong_cells, 0);
+    fake_close(fake);
+}
+
+static void what_an_exchange_cost_is_on_the_account(void **state) {
+    (void)state;
+    fake_llama *fake = filled(1, true);
+    uint32_t at = 24 * F_BLOCK;
+    trim(0.5);
+    token(fake, 0, 1, &at, 20);
+    token(fake, 0, 1, &at, 20);
+    double before_us = fake->kv->worth->recall.us;
+    fake->kv->pool->recall_us += 40000; /* as if one had been made at the safe point */
+    token(fake, 0, 1, &at, 20);
+    assert_true(fake->kv->worth->recall.us <= before_us - 30000);
+    fake_close(fake);
+}
+
 static bool stop_at_once(tensor *t, bool ask, void *user) {
     (void)t;
     *(uint32_t *)user += !ask;
@@ -332,6 +368,8 @@ int main(void) {
         cmocka_unit_test(in_a_step_of_some_streams_theirs_are_heard),
         cmocka_unit_test(where_layers_have_masks_of_their_own_nothing_moves_inside_a_step),
         cmocka_unit_test(sequences_that_take_turns_are_no_blocks_taken_anew),
+        cmocka_unit_test(many_sequences_tokens_in_one_batch_are_no_prompt),
+        cmocka_unit_test(what_an_exchange_cost_is_on_the_account),
         cmocka_unit_test(a_callback_that_stops_the_engine_stops_it),
         cmocka_unit_test(an_aborted_step_leaves_the_cache_right),
         cmocka_unit_test(a_mask_in_a_device_s_memory_is_left_alone),

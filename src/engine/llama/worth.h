@@ -43,6 +43,7 @@ typedef struct psi_worth {
     bool at_once;                  /* what is wanted comes back inside the step */
     uint64_t attend_us, recall_us; /* spent in this step */
     psi_credit attend, recall;
+    uint64_t exchanged_us; /* the pool's recall_us when the last step ended */
     int64_t most_rows; /* of a step so far */
 } psi_worth;
 
