@@ -87,7 +87,8 @@ static const psi_type_traits *fake_traits(int type) {
 
 /* Each block's keys are along an axis of their own. */
 static float fake_key(uint32_t cell, uint32_t dim) {
-    return (dim == cell % F_CELLS / F_BLOCK ? 8.0f : 0.0f) + 0.001f * (float)(cell % F_BLOCK) + 0.01f * (float)(dim % 3);
+    return (dim == cell % F_CELLS / F_BLOCK ? 8.0f : 0.0f) + 0.001f * (float)(cell % F_BLOCK) +
+           0.01f * (float)(dim % 3);
 }
 
 static float *row_of(const tensor *t, uint32_t stream, uint32_t cell) {

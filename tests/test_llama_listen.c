@@ -1,5 +1,5 @@
-/* test_llama_listen.c - listening to queries and recall inside a step, against a fake llama.cpp that checks each cell it
- * is shown. */
+/* test_llama_listen.c - listening to queries and recall inside a step, against a fake llama.cpp that checks each cell
+ * it is shown. */
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
