@@ -87,7 +87,8 @@ static const psi_type_traits *fake_traits(int type) {
 
 /* Each block's keys are along an axis of their own. */
 static float fake_key(uint32_t cell, uint32_t dim) {
-    return (dim == cell % F_CELLS / F_BLOCK ? 8.0f : 0.0f) + 0.001f * (float)(cell % F_BLOCK) + 0.01f * (float)(dim % 3);
+    return (dim == cell % F_CELLS / F_BLOCK ? 8.0f : 0.0f) + 0.001f * (float)(cell % F_BLOCK) +
+           0.01f * (float)(dim % 3);
 }
 
 static float *row_of(const tensor *t, uint32_t stream, uint32_t cell) {
@@ -105,22 +106,29 @@ static void fake_write(fake_llama *fake, uint32_t layer) {
     }
 }
 
+static bool any_row_shows(const fake_llama *fake, const float *mask, uint32_t stream, uint32_t cell) {
+    bool any = false;
+    for (uint32_t row = stream * fake->rows; row < (stream + 1) * fake->rows && !any; row++) {
+        any = !isinf(mask[row * F_CELLS + cell]);
+    }
+    return any;
+}
+
 static void fake_attend(fake_llama *fake, uint32_t layer) {
     const float *mask = fake->cast[fake->own_casts ? layer : 0];
-    for (uint32_t row = 0; row < fake->rows * fake->step_streams; row++) {
-        uint32_t stream = fake->first_stream + row / fake->rows;
-        for (uint32_t cell = 0; cell < F_CELLS; cell++) {
-            if (isinf(mask[row * F_CELLS + cell])) {
-                continue;
-            }
-            fake->shown_cells++;
-            for (uint32_t d = 0; d < F_DIMS && !fake->quantised; d++) {
-                bool good = row_of(&fake->cache[2 * layer], stream, cell)[d] == fake_key(cell, d) &&
-                            row_of(&fake->cache[2 * layer + 1], stream, cell)[d] ==
-                                fake_key(cell, d) + (float)(layer + stream);
-                fake->wrong_cells += !good;
-            }
+    for (uint32_t i = 0; i < fake->step_streams * F_CELLS; i++) {
+        uint32_t stream = fake->first_stream + i / F_CELLS, cell = i % F_CELLS;
+        if (!any_row_shows(fake, mask, i / F_CELLS, cell)) {
+            continue;
         }
+        fake->shown_cells++;
+        bool good = true;
+        for (uint32_t d = 0; d < F_DIMS && !fake->quantised; d++) {
+            float k = fake_key(cell, d), v = k + (float)(layer + stream);
+            good = good && row_of(&fake->cache[2 * layer], stream, cell)[d] == k &&
+                   row_of(&fake->cache[2 * layer + 1], stream, cell)[d] == v;
+        }
+        fake->wrong_cells += !good;
     }
 }
 

@@ -1,9 +1,12 @@
-/* test_llama_listen.c - listening to queries and recall inside a step, against a fake llama.cpp that checks each cell it
- * is shown. */
+/* test_llama_listen.c - listening to queries and recall inside a step, against a fake llama.cpp that checks each cell
+ * it is shown. */
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -169,6 +172,98 @@ static void what_an_exchange_cost_is_on_the_account(void **state) {
     fake->kv->pool->recall_us += 40000; /* as if one had been made at the safe point */
     token(fake, 0, 1, &at, 20);
     assert_true(fake->kv->worth->recall.us <= before_us - 30000);
+    fake_close(fake);
+}
+
+/* Two and eight blocks a page, and tensors that begin inside of one. */
+static void on_larger_pages_every_cell_is_right_too(void **state) {
+    (void)state;
+    for (size_t page_bytes = 8192; page_bytes <= 65536; page_bytes *= 2) {
+        fake_llama *fake = fake_open(2, false);
+        uint32_t at = 24 * F_BLOCK;
+        for (uint32_t to = 0; to < at; to += 64) {
+            fake_prepare(fake, 0, 2, to, 64);
+            assert_int_equal(fake_step(fake, sched), 0);
+            fake->kv->pool->page_bytes = page_bytes; /* a fake page */
+        }
+        trim(0.5);
+        for (uint32_t block = 2; block < 12; block++) {
+            fake_prepare(fake, 0, 2, at, 10);
+            at += 10;
+            fake_ask_for(fake, block);
+            assert_int_equal(fake_step(fake, sched), 0);
+            assert_int_equal(state_of(fake, 0, block), PSI_BLOCK_RESIDENT);
+            assert_int_equal(state_of(fake, 1, block), PSI_BLOCK_RESIDENT);
+        }
+        assert_int_equal(fake->wrong_cells, 0);
+        fake_close(fake);
+    }
+}
+
+/* The pools' files have no names, but descriptors here. */
+static uint32_t damage_stores(void) {
+    char path[64], name[256], bytes[65536];
+    uint32_t done = 0;
+    memset(bytes, 'x', sizeof(bytes));
+    for (int descriptor = 3; descriptor < 64; descriptor++) {
+        (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", descriptor);
+        ssize_t length = readlink(path, name, sizeof(name) - 1);
+        name[length > 0 ? length : 0] = '\0';
+        if (strncmp(name, "/var/tmp/", 9) != 0 || strstr(name, "(deleted)") == NULL) {
+            continue;
+        }
+        int again = open(path, O_WRONLY | O_CLOEXEC);
+        for (off_t at = 0; at < (off_t)(1 << 20); at += (off_t)sizeof(bytes)) {
+            done += pwrite(again, bytes, sizeof(bytes), at) > 0;
+        }
+        (void)close(again);
+    }
+    return done;
+}
+
+static void what_the_store_lost_stays_hidden(void **state) {
+    (void)state;
+    fake_llama *fake = filled(1, true);
+    uint32_t at = 24 * F_BLOCK;
+    trim(0.5);
+    token(fake, 0, 1, &at, 20);
+    assert_true(damage_stores() > 0);
+    for (uint32_t block = 3; block < 7; block++) {
+        fake_prepare(fake, 0, 1, at, 10);
+        at += 10;
+        fake_ask_for(fake, block);
+        assert_int_equal(fake_step(fake, sched), 0);
+    }
+    assert_int_equal(state_of(fake, 0, 5), PSI_BLOCK_DROPPED);
+    assert_true(fake->kv->pool->store_errors > 0);
+    assert_int_equal(fake->wrong_cells, 0);
+    fake_close(fake);
+}
+
+/* The child has no writer, and its store is the parent's: nothing is exchanged there, and nothing wrong read. */
+static void in_a_child_of_fork_nothing_is_exchanged(void **state) {
+    (void)state;
+    fake_llama *fake = filled(1, true);
+    uint32_t at = 24 * F_BLOCK;
+    trim(0.5);
+    token(fake, 0, 1, &at, 20);
+    token(fake, 0, 1, &at, 5); /* and something is on its way */
+    pid_t child = fork();
+    if (child == 0) {
+        uint32_t hidden = fake->kv->pool->stored;
+        fake_prepare(fake, 0, 1, at, 10);
+        fake_ask_for(fake, 7);
+        bool good = fake_step(fake, sched) == 0 && fake->kv->pool->stored == hidden && fake->wrong_cells == 0;
+        _exit(good ? 0 : 1);
+    }
+    int status = -1;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    fake_prepare(fake, 0, 1, at, 10);
+    fake_ask_for(fake, 7);
+    assert_int_equal(fake_step(fake, sched), 0);
+    assert_int_equal(state_of(fake, 0, 7), PSI_BLOCK_RESIDENT);
+    assert_int_equal(fake->wrong_cells, 0);
     fake_close(fake);
 }
 
@@ -370,6 +465,9 @@ int main(void) {
         cmocka_unit_test(sequences_that_take_turns_are_no_blocks_taken_anew),
         cmocka_unit_test(many_sequences_tokens_in_one_batch_are_no_prompt),
         cmocka_unit_test(what_an_exchange_cost_is_on_the_account),
+        cmocka_unit_test(on_larger_pages_every_cell_is_right_too),
+        cmocka_unit_test(what_the_store_lost_stays_hidden),
+        cmocka_unit_test(in_a_child_of_fork_nothing_is_exchanged),
         cmocka_unit_test(a_callback_that_stops_the_engine_stops_it),
         cmocka_unit_test(an_aborted_step_leaves_the_cache_right),
         cmocka_unit_test(a_mask_in_a_device_s_memory_is_left_alone),

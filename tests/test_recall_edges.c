@@ -364,11 +364,26 @@ static unsigned any(unsigned below) {
     return (seed >> 8) % below;
 }
 
+static _Atomic bool enough;
+
+static void *ask_and_set(void *argument) {
+    for (int i = 0; !atomic_load(&enough); i++) {
+        psi_stats stats = {.size = sizeof(stats)};
+        (void)psi_stats_read(argument, &stats);
+        (void)psi_cache_set(argument, "recall", i % 3 == 0 ? "off" : "on");
+        (void)psi_cache_set(argument, "policy", i % 2 == 0 ? "lru" : "auto");
+        psi_os_pause_us(300);
+    }
+    return NULL;
+}
+
 /* Blocks that are being read are written, freed, cleared and exchanged meanwhile, and the pool goes in the middle. What
  * is resident is always what was written. */
 static void whatever_happens_to_a_block_that_is_read_ahead_no_byte_is_wrong(void **state) {
     (void)state;
     psi_cache *cache = quiet_cache("file", 0);
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, ask_and_set, cache), 0);
     for (int round = 0; round < 6; round++) {
         psi_pool *pool = half_pool(cache);
         bool empty[BLOCKS] = {false};
@@ -408,6 +423,8 @@ static void whatever_happens_to_a_block_that_is_read_ahead_no_byte_is_wrong(void
         assert_int_equal(pool->dropped, 0);
         psi_pool_destroy(pool);
     }
+    atomic_store(&enough, true);
+    assert_int_equal(pthread_join(thread, NULL), 0);
     psi_cache_close(cache);
 }
 

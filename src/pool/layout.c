@@ -79,8 +79,7 @@ static bool pages_of(const psi_pool *pool, const psi_plane *plane, size_t c, con
     uintptr_t gap_from = page_up(pool, column + gap->first * plane->block_bytes);
     uintptr_t gap_to = page_down(pool, column + gap->last * plane->block_bytes + piece_bytes(plane, gap->last));
     *from = page_down(pool, column + gap->releasing_first * plane->block_bytes);
-    *to = page_up(pool,
-                  column + gap->releasing_last * plane->block_bytes + piece_bytes(plane, gap->releasing_last));
+    *to = page_up(pool, column + gap->releasing_last * plane->block_bytes + piece_bytes(plane, gap->releasing_last));
     *from = *from > gap_from ? *from : gap_from;
     *to = *to < gap_to ? *to : gap_to;
     return *from < *to;

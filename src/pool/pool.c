@@ -224,7 +224,7 @@ static int write_block(psi_pool *pool, psi_block_id block) {
         psi_block_move(pool, block, PSI_BLOCK_RESIDENT);
     }
     b->keys = b->want = PSI_SCORE_UNKNOWN; /* until it is full again */
-    if (b->slot != PSI_SLOT_NONE) { /* the store's copy is about to be wrong */
+    if (b->slot != PSI_SLOT_NONE) {        /* the store's copy is about to be wrong */
         psi_store_free(pool->store, b->slot);
         b->slot = PSI_SLOT_NONE;
     }

@@ -146,8 +146,9 @@ static const step_mask *note_mask(psi_llama_step *step, psi_kv *kv, tensor *mask
             return &step->masks[i];
         }
     }
-    bool good = mask != NULL && mask->data != NULL && psi_abi_in_host(kv->abi, mask) && (mask->type == TYPE_F32 || mask->type == TYPE_F16) &&
-                mask->ne[0] <= kv->cells && first_stream + (uint64_t)mask->ne[3] <= kv->streams;
+    bool good = mask != NULL && mask->data != NULL && psi_abi_in_host(kv->abi, mask) &&
+                (mask->type == TYPE_F32 || mask->type == TYPE_F16) && mask->ne[0] <= kv->cells &&
+                first_stream + (uint64_t)mask->ne[3] <= kv->streams;
     if (!good || !add_kv(step, kv) || step->mask_count == STEP_MAX_MASKS) {
         give_up(kv, "a graph whose attention mask was not found");
         return NULL;

@@ -103,8 +103,8 @@ static bool is_listenable(const step_hook *hook) {
     const psi_abi *abi = hook->kv->abi;
     uint32_t dims = hook->kv->worth->dims[hook->layer];
     uint32_t key_heads = dims / head_dims;
-    bool readable = psi_abi_in_host(abi, m) &&
-                    head_dims % psi_abi_group(abi, hook->kv->worth->keys[hook->layer]->t) == 0;
+    bool readable =
+        psi_abi_in_host(abi, m) && head_dims % psi_abi_group(abi, hook->kv->worth->keys[hook->layer]->t) == 0;
     return readable && q->ne[0] == head_dims && q->nb[0] == sizeof(float) && dims % head_dims == 0 && key_heads > 0 &&
            q->ne[2] % key_heads == 0 && m->ne[3] == q->ne[3] && m->ne[1] >= q->ne[1] &&
            is_same_size(m, hook->input->mask);
@@ -403,8 +403,8 @@ static void end_of(const psi_llama_step *step, psi_kv *kv) {
     bool paid = worth->recalls && !worth->at_once; /* an exchange inside the step has a bound of its own */
     uint64_t exchanged_us = worth->at_once ? 0 : kv->pool->recall_us - worth->exchanged_us; /* at the safe point */
     worth->exchanged_us = kv->pool->recall_us;
-    settle_credit(&worth->recall, psi_cache_recall_share(cache) * step_us,
-                  exchanged_us + (paid ? worth->recall_us : 0), paid);
+    settle_credit(&worth->recall, psi_cache_recall_share(cache) * step_us, exchanged_us + (paid ? worth->recall_us : 0),
+                  paid);
 }
 
 void psi_listen_end(psi_llama_step *step) {

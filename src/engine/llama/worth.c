@@ -86,8 +86,8 @@ psi_worth *psi_worth_make(psi_kv *kv) {
     worth->difference = calloc(2 * (size_t)kv->block_cells, sizeof(float));
     worth->layer_difference = worth->difference != NULL ? worth->difference + kv->block_cells : NULL;
     if (worth->layers == 0 || worth->means == NULL || worth->scales == NULL || worth->summed == NULL ||
-        worth->hidden == NULL || worth->before == NULL || worth->attention == NULL || worth->wants == NULL || worth->rows == NULL ||
-        worth->around == NULL || worth->difference == NULL) {
+        worth->hidden == NULL || worth->before == NULL || worth->attention == NULL || worth->wants == NULL ||
+        worth->rows == NULL || worth->around == NULL || worth->difference == NULL) {
         psi_worth_free(worth);
         return NULL;
     }

@@ -44,7 +44,7 @@ typedef struct psi_worth {
     uint64_t attend_us, recall_us; /* spent in this step */
     psi_credit attend, recall;
     uint64_t exchanged_us; /* the pool's recall_us when the last step ended */
-    int64_t most_rows; /* of a step so far */
+    int64_t most_rows;     /* of a step so far */
 } psi_worth;
 
 /* NULL: memory is short, or keys of a kind that is not read here; the policies then go by age. */
