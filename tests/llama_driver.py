@@ -45,7 +45,7 @@ class Engine:
         assert self.model
         parameters = low.llama_context_default_params()
         parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = cells, batch, min(batch, 512)
-        parameters.n_threads = parameters.n_threads_batch = 2
+        parameters.n_threads = parameters.n_threads_batch = options.get("threads", 2)
         parameters.n_seq_max, parameters.kv_unified, parameters.swa_full = (
             sequences,
             unified,

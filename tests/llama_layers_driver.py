@@ -11,9 +11,10 @@ import pathlib
 import sys
 import threading
 
-from llama_driver import Engine, fake_memory, low, options, psi_cache, stats_now, text, wait_for  # noqa: F401
+import llama_driver
+from llama_driver import Engine, fake_memory, low, options, stats_now, wait_for
 
-CELLS = 32  # of a block
+CELLS, BLOCK = 8192, 32  # of the cache; of a block
 HIDDEN_HALF = 0xFC00  # -infinity
 HIDDEN_SINGLE = 0xFF800000
 
@@ -103,6 +104,16 @@ class Watched:
         self.before, self.stop = True, self.order[layer]
 
 
+def some_tokens(seed, count):
+    """That they mean nothing does not matter here: bits are compared."""
+    return [3 + (seed * 7919 + i * i * 31) % 500 for i in range(count)]
+
+
+def blocks_out(stats):
+    """Of each cache, where it is the same in all."""
+    return stats["stored_bytes"] * (CELLS // BLOCK) // stats["capacity_bytes"] if stats else 0
+
+
 def digest(logits):
     return hashlib.sha256(logits.tobytes()).hexdigest()
 
@@ -118,13 +129,13 @@ def by_hand():
     hidden from layer 6 on. Then a token while they are out, and one after they are back."""
     layer, sequences, blocks = options.get("layer", 5), options.get("sequences", 1), options.get("blocks", 0)
     watched = Watched(
-        cells=8192,
+        cells=CELLS,
         flash_attention=options["flash_attention"],
         sequences=sequences,
         batch=options.get("batch", 512),
     )
     engine, length = watched.engine, options["prompt"]
-    prompts = [engine.tokens(text(s + 1), length) for s in range(sequences)]
+    prompts = [some_tokens(s + 1, length) for s in range(sequences)]
     for sequence, prompt in enumerate(prompts):
         assert watched.decode(prompt, 0, sequence) == 0
     seen = []
@@ -134,14 +145,14 @@ def by_hand():
             seen.append(stats_now()["stored_bytes"])
         if number == layer and len(seen) <= layer + 1:
             if options["ours"]:
-                elsewhere(lambda: psi_cache.trim(options["share"]))
+                elsewhere(lambda: llama_driver.psi_cache.trim(options["share"]))
             else:
-                watched.hidden = [(0, CELLS, CELLS * (1 + blocks))]
+                watched.hidden = [(0, BLOCK, BLOCK * (1 + blocks))]
                 seen.extend([0] * (layer + 2))
 
     watched.at = at
     watched.begin()
-    piece = engine.tokens(text(9), options.get("piece", 512))
+    piece = some_tokens(9, options.get("piece", 512))
     assert decode_all(engine, piece, length, sequences) == 0
     results = {"step": digest(engine.logits()), "stored": list(seen)}
     watched.at = None
@@ -149,12 +160,12 @@ def by_hand():
     assert watched.decode([piece[0]], end) == 0
     results["out"] = digest(engine.logits())
     if options["ours"]:
-        results["stats"] = stats_now()
-        psi_cache.restore()
+        results["blocks"] = blocks_out(stats_now())
+        llama_driver.psi_cache.restore()
     watched.hidden = []
     assert watched.decode([piece[1]], end + 1) == 0
     results["back"] = digest(engine.logits())
-    results["at_last"] = stats_now()
+    results["stored_at_last"] = stats_now().get("stored_bytes", 0)
     return results
 
 
@@ -165,7 +176,7 @@ def decode_all(engine, tokens, position, sequences):
         engine.batch.token[i] = token
         engine.batch.pos[i] = position + i // sequences
         engine.batch.n_seq_id[i] = 1
-        engine.batch.seq_id[i][0] = i % sequences
+        engine.batch.seq_id[i][0] = (i + 1) % sequences  # the last one in the first
         engine.batch.logits[i] = i == len(tokens) - 1
     return low.llama_decode(engine.context, engine.batch)
 
@@ -174,16 +185,13 @@ def by_watcher():
     """Memory ends just before the attention of layer 6, where the engine's thread then waits: the watcher gives blocks back
     without it. Layer 6 still sees them. In stock the same blocks are hidden from layer 7 on."""
     layer, blocks = 6, options.get("blocks", 0)
-    watched = Watched(cells=8192, flash_attention=options["flash_attention"])
+    available = fake_memory(pathlib.Path(options["root"])) if options["ours"] else lambda mib: None
+    available(8000)
+    watched = Watched(cells=CELLS, flash_attention=options["flash_attention"])
     engine = watched.engine
-    prompt = engine.tokens(text(1), 2048)
-    available = None
-    if options["ours"]:
-        available = fake_memory(pathlib.Path(options["root"]))
+    prompt = some_tokens(1, 1024)
     watched.order.clear()
-    assert watched.decode(prompt[:1024], 0) == 0
-    watched.order.clear()
-    assert watched.decode(prompt[1024:1536], 1024) == 0
+    assert watched.decode(prompt[:512], 0) == 0
     given = []
 
     def spike(_):
@@ -196,15 +204,15 @@ def by_watcher():
 
     def hide(number):
         if number == layer:
-            watched.hidden = [(0, CELLS, CELLS * (1 + blocks))]
+            watched.hidden = [(0, BLOCK, BLOCK * (1 + blocks))]
 
     if options["ours"]:
         watched.stop_before(layer)
         watched.at = spike
     else:
         watched.at = hide
-    assert watched.decode(prompt[1536:], 1536) == 0
-    return {"step": digest(engine.logits()), "given": given, "stats": stats_now()}
+    assert watched.decode(prompt[512:], 512) == 0
+    return {"step": digest(engine.logits()), "given": given, "blocks": blocks_out(stats_now())}
 
 
 if __name__ == "__main__":

@@ -51,7 +51,6 @@ void psi_block_move(psi_pool *pool, uint32_t block, psi_block_state to) {
     if (to == PSI_BLOCK_EMPTY || to == PSI_BLOCK_RESIDENT) {
         b->hidden = false;
     }
-    b->lingers = b->lingers && to != PSI_BLOCK_RESIDENT;
     pool->moves += from == PSI_BLOCK_RESIDENT || to == PSI_BLOCK_RESIDENT;
     if (pool->moved != NULL && (from == PSI_BLOCK_RESIDENT || to == PSI_BLOCK_RESIDENT || to == PSI_BLOCK_DROPPED)) {
         pool->moved(pool->moved_user, block, from, to);
