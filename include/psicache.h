@@ -127,7 +127,8 @@ typedef struct psi_plane {
 
 /* Called for each block that moved from or to RESIDENT, or was lost: before its memory is given back, or
  * after it was read again. On the pool's thread, inside psi_pool_step and the calls that restore; for blocks
- * that no step reads also on the watcher's, but never for a drop. The pool is locked: it must not call back. */
+ * that no step reads, and after psi_pool_step_layer, also on the watcher's, but never for a drop. The pool is locked:
+ * it must not call back. */
 typedef void (*psi_block_moved_fn)(void *user, psi_block_id block, psi_block_state from, psi_block_state to);
 
 typedef struct psi_pool_options {
@@ -215,7 +216,8 @@ PSI_API int psi_pool_recall(psi_pool *pool, const float *wants, uint64_t most_us
 PSI_API int psi_pool_mark(psi_pool *pool, const unsigned char *marks);
 
 /* Copies every block's psi_block_state to states, one byte a block. Blocks that the step was said to
- * use do not move between psi_pool_step and psi_pool_step_end, but in psi_pool_recall. */
+ * use do not move between psi_pool_step and psi_pool_step_end, but in psi_pool_recall and from psi_pool_step_layer on.
+ */
 PSI_API void psi_pool_states(psi_pool *pool, unsigned char *states);
 
 /* Frees every block: EMPTY, all pages to the system. */
@@ -229,6 +231,17 @@ PSI_API int psi_block_restore(psi_pool *pool, psi_block_id block);
  * be able to read has been named with psi_block_used (and each that it writes with psi_block_write) since the last safe
  * point. Trims and restores happen here. Returns the number of blocks that moved here, or -EINVAL for NULL. */
 PSI_API int psi_pool_step(psi_pool *pool);
+
+/* A safe point inside a step, between two of its layers, for steps that take long. From here until the next call the
+ * step reads, of the blocks that it does not write, the planes [first_plane, first_plane + planes) of each lane and no
+ * other; those that it read before are free. What was asked for since is given back here. Until the next call the
+ * watcher's thread may take blocks, too, if the store has their bytes: what the step reads of them stays in place as
+ * long. Returns the number of moves since the last psi_pool_states: if above 0, read the states anew, and hide what is
+ * out from this and all later layers. Once called in a step it must be called before each further layer, and the step
+ * must end with psi_pool_step_end. With all planes nothing goes until the next call. The step's own results are those
+ * of a cache without the hidden blocks in the later layers only. Errors: -EINVAL for NULL, planes that are not there,
+ * or when no step runs. */
+PSI_API int psi_pool_step_layer(psi_pool *pool, uint32_t first_plane, uint32_t planes);
 
 /* Says that the step is over: until the next psi_pool_step no block is read or written. Optional; it lets
  * an idle engine's blocks be stored (they are restored when a step names them again). */

@@ -34,11 +34,18 @@ class Engine:
 
     def __init__(self, cells=32768, flash_attention=True, sequences=1, unified=False, batch=512, callback=None):
         low.llama_backend_init()
-        self.model = low.llama_model_load_from_file(options["model"].encode(), low.llama_model_default_params())
+        model_parameters = low.llama_model_default_params()
+        if options.get("one_cache"):  # no sliding window: all layers share one cache
+            self.overrides = (low.llama_model_kv_override * 2)()
+            self.overrides[0].tag = low.LLAMA_KV_OVERRIDE_TYPE_INT
+            self.overrides[0].key = b"gemma3.attention.sliding_window"
+            self.overrides[0].value.val_i64 = 0
+            model_parameters.kv_overrides = self.overrides
+        self.model = low.llama_model_load_from_file(options["model"].encode(), model_parameters)
         assert self.model
         parameters = low.llama_context_default_params()
         parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = cells, batch, min(batch, 512)
-        parameters.n_threads = parameters.n_threads_batch = 2
+        parameters.n_threads = parameters.n_threads_batch = options.get("threads", 2)
         parameters.n_seq_max, parameters.kv_unified, parameters.swa_full = (
             sequences,
             unified,
@@ -409,4 +416,5 @@ def run():
     }
 
 
-print(json.dumps(globals()[sys.argv[1]]()))
+if __name__ == "__main__":
+    print(json.dumps(globals()[sys.argv[1]]()))

@@ -24,13 +24,19 @@ void psi_give_measure(psi_cache *cache, psi_demand *demand) {
     }
 }
 
+/* Inside a step that says which layer it reads, the blocks that it reads may go, too: its owner hides them from the
+ * layers to come, and what the present one reads of them stays until then. */
+static psi_trim_scope reach(const psi_pool *pool) {
+    return pool->layered && pool->store != NULL ? PSI_TRIM_CLEAN : PSI_TRIM_ASLEEP;
+}
+
 /* Portion by portion, of what the store has. */
 static uint64_t trim_portions(psi_pool *pool, uint64_t want_bytes, bool urgent) {
     uint64_t most = urgent ? PORTION_URGENT_BYTES : PORTION_BYTES, all = 0, given = 1;
     while (given > 0 && all < want_bytes) {
         uint64_t portion = want_bytes - all < most ? want_bytes - all : most;
         pthread_mutex_lock(&pool->lock);
-        given = psi_trim(pool, portion, PSI_TRIM_ASLEEP, pool->floor_bytes);
+        given = psi_trim(pool, portion, reach(pool), pool->floor_bytes);
         pthread_mutex_unlock(&pool->lock);
         all += given;
     }

@@ -85,11 +85,16 @@ static bool pages_of(const psi_pool *pool, const psi_plane *plane, size_t c, con
     return *from < *to;
 }
 
-static uint64_t give_back_gap(psi_pool *pool, const psi_plane *planes, const psi_gap *gap) {
+static bool is_read(const psi_pool *pool, uint32_t plane) {
+    return plane >= pool->read_first && plane < pool->read_end;
+}
+
+/* Of the planes that the step reads just now (lingering), or of the others. */
+static uint64_t give_back_gap(psi_pool *pool, const psi_plane *planes, const psi_gap *gap, bool lingering) {
     uint64_t bytes = 0;
     uintptr_t from = 0, to = 0;
     for (uint32_t p = 0; p < pool->planes_per_lane; p++) {
-        for (size_t c = 0; c < planes[p].columns; c++) {
+        for (size_t c = 0; c < planes[p].columns && is_read(pool, p) == lingering; c++) {
             if (pages_of(pool, &planes[p], c, gap, &from, &to) && psi_os_give_back((void *)from, to - from) == 0) {
                 bytes += to - from;
             }
@@ -146,7 +151,8 @@ static bool next_gap(psi_pool *pool, const psi_block *lane, uint32_t *at, psi_ga
 }
 
 /* Run by run: what lies between two of them went before, and is not returned again. */
-static uint64_t give_back_runs(psi_pool *pool, const psi_plane *planes, psi_block *blocks, const psi_gap *gap) {
+static uint64_t give_back_runs(psi_pool *pool, const psi_plane *planes, psi_block *blocks, const psi_gap *gap,
+                               bool lingering) {
     uint64_t bytes = 0;
     psi_gap run = *gap;
     for (uint32_t i = gap->releasing_first; i <= gap->releasing_last; i++) {
@@ -154,22 +160,37 @@ static uint64_t give_back_runs(psi_pool *pool, const psi_plane *planes, psi_bloc
         bool ends = blocks[i].releasing && (i == gap->releasing_last || !blocks[i + 1].releasing);
         run.releasing_first = begins ? i : run.releasing_first;
         run.releasing_last = i;
-        bytes += ends ? give_back_gap(pool, planes, &run) : 0;
+        bytes += ends ? give_back_gap(pool, planes, &run, lingering) : 0;
     }
     for (uint32_t i = gap->releasing_first; i <= gap->releasing_last; i++) {
+        blocks[i].lingers =
+            !lingering && pool->read_first < pool->read_end && (blocks[i].lingers || blocks[i].releasing);
         blocks[i].releasing = false;
     }
     return bytes;
 }
 
-uint64_t psi_layout_give_back(psi_pool *pool) {
+static uint64_t give_back(psi_pool *pool, bool lingering) {
     uint64_t bytes = 0;
     for (uint32_t lane = 0; lane < pool->lanes; lane++) {
         psi_block *blocks = &pool->block[(size_t)lane * pool->lane_blocks];
         psi_gap gap;
         for (uint32_t at = 0; next_gap(pool, blocks, &at, &gap);) {
-            bytes += give_back_runs(pool, lane_planes(pool, lane), blocks, &gap);
+            bytes += give_back_runs(pool, lane_planes(pool, lane), blocks, &gap, lingering);
         }
     }
     return bytes;
+}
+
+uint64_t psi_layout_give_back(psi_pool *pool) { return give_back(pool, false); }
+
+uint64_t psi_layout_give_back_lingering(psi_pool *pool) {
+    bool any = false;
+    for (uint32_t i = 0; i < pool->blocks; i++) {
+        psi_block *b = &pool->block[i];
+        b->releasing = b->lingers && b->state != PSI_BLOCK_RESIDENT;
+        b->lingers = false;
+        any = any || b->releasing;
+    }
+    return any ? give_back(pool, true) : 0;
 }

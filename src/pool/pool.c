@@ -275,6 +275,7 @@ void psi_pool_states(psi_pool *pool, unsigned char *states) {
     for (uint32_t i = 0; i < pool->blocks; i++) {
         states[i] = pool->block[i].state;
     }
+    pool->moves_told = pool->moves;
     pthread_mutex_unlock(&pool->lock);
 }
 
@@ -426,18 +427,23 @@ static uint64_t trim_as_asked(psi_pool *pool, uint64_t given) {
     return now;
 }
 
+uint64_t psi_pool_give_as_asked(psi_pool *pool, uint64_t given) {
+    given += trim_by_hand(pool);
+    return given + trim_as_asked(pool, given);
+}
+
 int psi_pool_step(psi_pool *pool) {
     if (pool == NULL) {
         return -EINVAL;
     }
     pthread_mutex_lock(&pool->lock);
+    psi_layer_end(pool);
     uint64_t moves = pool->moves;
     pool->step++;
     pool->in_step = true;
     pool->restores += psi_wake_wanted(pool) > 0;
     if (!psi_is_forked_child(pool->cache)) {
-        uint64_t given = exchange(pool) + trim_by_hand(pool);
-        given += trim_as_asked(pool, given);
+        uint64_t given = psi_pool_give_as_asked(pool, exchange(pool));
         uint64_t restore = atomic_exchange(&pool->want_restore_bytes, 0);
         if (given > 0) {
             pool->trims++;
@@ -457,6 +463,7 @@ int psi_pool_step(psi_pool *pool) {
 void psi_pool_step_end(psi_pool *pool) {
     if (pool != NULL) {
         pthread_mutex_lock(&pool->lock);
+        psi_layer_end(pool);
         pool->in_step = false;
         pool->step_end_us = psi_os_now_us();
         pthread_mutex_unlock(&pool->lock);

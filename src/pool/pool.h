@@ -17,6 +17,7 @@ typedef struct psi_block {
     bool pinned;      /* psi_kv_malloc'ed: its owner is not told of moves, so it makes none */
     bool hidden;      /* taken while a step wanted it: comes back when there is room, not at once */
     bool releasing;   /* scratch of one trim */
+    bool lingers;     /* out, but for the planes that the step reads just now */
     uint32_t slot;    /* its copy in the store, the same bytes while RESIDENT (clean); PSI_SLOT_NONE */
     uint32_t run;     /* blocks of the psi_kv_malloc run that starts here */
     uint64_t age;     /* running number of its last write; writes in a row count once */
@@ -66,6 +67,11 @@ struct psi_pool {
     uint64_t step; /* the step that runs, or ran last */
     bool in_step;
     uint64_t step_end_us;
+    /* Inside a step, from its first psi_pool_step_layer on: of blocks that the step does not write it reads these
+     * planes only, [first, end). What goes meanwhile leaves them in place until the next call. */
+    bool layered;
+    uint32_t read_first, read_end;
+    uint64_t moves_told;                /* of moves, at the last psi_pool_states */
     uint64_t writes;                    /* the highest age given */
     uint32_t last_written;              /* block */
     uint64_t moves;                     /* of blocks, from or to RESIDENT */
@@ -117,6 +123,8 @@ uint64_t psi_layout_give_back(psi_pool *pool);
 /* Bytes of the pages on which nothing but the block and blocks out of memory lie: what its going returns, and what its
  * coming takes. */
 uint64_t psi_layout_own_bytes(const psi_pool *pool, uint32_t block);
+/* The same for what was left because the step read it. */
+uint64_t psi_layout_give_back_lingering(psi_pool *pool);
 
 /* blocks.c: the states; the one function that moves a block. */
 void psi_block_move(psi_pool *pool, uint32_t block, psi_block_state to);
@@ -169,6 +177,13 @@ void psi_clean_say_error(psi_pool *pool, int error);
 
 /* pool.c: restored less returned to the system, at most 0. */
 int64_t psi_pool_own_balance_bytes(const psi_pool *pool);
+
+/* pool.c: gives back what was asked for by hand and by the watcher, beyond what was `given` already. Engine's thread,
+ * at a safe point. Bytes, with those. */
+uint64_t psi_pool_give_as_asked(psi_pool *pool, uint64_t given);
+
+/* layer.c: what the step read last it reads no more. */
+void psi_layer_end(psi_pool *pool);
 
 /* pool.c: counts a step or block that the engine was refused. Any thread. */
 void psi_pool_count_refusal(psi_pool *pool);

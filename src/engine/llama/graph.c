@@ -3,6 +3,8 @@
  * lead to K, which names the cache, and to the input mask, whose columns are cells. */
 #include "engine/llama/graph.h"
 
+#include "engine/llama/hooks.h"
+#include "engine/llama/layers.h"
 #include "engine/llama/listen.h"
 
 #include "os/os.h"
@@ -35,6 +37,8 @@ static bool add_kv(psi_llama_step *step, psi_kv *kv) {
     }
     memset(kv->marks, 0, kv->blocks);
     kv->wrote = false;
+    kv->attentions = 0;
+    kv->layered = false;
     if (kv->worth != NULL) {
         kv->worth->attends = kv->worth->recalls = false;
     }
@@ -169,15 +173,15 @@ static void read_attention(psi_llama_step *step, const psi_abi *abi, void *graph
     uint32_t first_stream = (uint32_t)((size_t)((const unsigned char *)view->data - which->data) / which->t->nb[2]);
     const step_mask *input = note_mask(step, kv, mask_input(abi, mask), mask, first_stream);
     kv->head_dims = (uint32_t)view->ne[0];
-    if (input != NULL && kv->worth != NULL) {
-        psi_listen_note(step, graph, index,
-                        &(step_hook){.queries = product->src[flash ? 0 : 1],
-                                     .after = product,
-                                     .kv = kv,
-                                     .layer = psi_worth_layer(kv->worth, which),
-                                     .mask = mask,
-                                     .input = input,
-                                     .first_stream = first_stream});
+    if (input != NULL) {
+        kv->attentions++;
+        psi_hooks_note(step, graph, index, which,
+                       &(step_hook){.product = product,
+                                    .queries = product->src[flash ? 0 : 1],
+                                    .kv = kv,
+                                    .mask = mask,
+                                    .input = input,
+                                    .first_stream = first_stream});
     }
 }
 
@@ -357,8 +361,8 @@ static void pass_safe_point(psi_llama_step *step, psi_kv *kv) {
 
 bool psi_llama_step_begin(psi_llama_step *step, const psi_abi *abi, void *graph) {
     bool refused = false;
-    step->mask_count = step->kv_count = step->hook_count = 0;
-    step->listens = false;
+    step->mask_count = step->kv_count = step->hook_count = step->next_hook = 0;
+    step->listens = step->layered = false;
     step->begin_us = psi_os_now_us();
     psi_kv_lock();
     if (psi_kv_first() != NULL) {
@@ -382,12 +386,14 @@ bool psi_llama_step_begin(psi_llama_step *step, const psi_abi *abi, void *graph)
     for (uint32_t i = 0; i < step->kv_count && !refused; i++) {
         if (step->kvs[i]->pool != NULL && !step->kvs[i]->given_up) {
             pass_safe_point(step, step->kvs[i]);
+            psi_layers_begin(step, step->kvs[i], graph);
         }
     }
     return !refused;
 }
 
 void psi_llama_step_end(psi_llama_step *step) {
+    psi_layers_end(step);
     psi_listen_end(step);
     for (uint32_t i = 0; i < step->kv_count; i++) {
         psi_pool_step_end(step->kvs[i]->pool);

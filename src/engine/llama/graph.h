@@ -16,18 +16,21 @@ typedef struct step_mask {
     bool several;          /* another one reads another copy */
 } step_mask;
 
-/* A node after which a layer's queries are there, and its attention is not computed yet. */
+/* A layer's attention, and the node before it: once that is computed, the layer's queries are there. */
 typedef struct step_hook {
-    const tensor *after, *queries;
+    const tensor *after, *product, *queries; /* product: of K and Q, the first node of the attention */
+    int index;                               /* of `after` in the graph */
     psi_kv *kv;
-    uint32_t layer; /* of kv->worth */
+    uint32_t first_plane, planes; /* of kv->pool, that the attention reads */
+    uint32_t layer;               /* of kv->worth */
+    bool listenable;
     float scale;
     tensor *mask; /* that the attention reads: the input, or a copy of it */
     const step_mask *input;
     uint32_t first_stream;
 } step_hook;
 
-enum { STEP_MAX_HOOKS = 64 };
+enum { STEP_MAX_HOOKS = 256 };
 
 /* A step, from before the engine computes it until after. */
 typedef struct psi_llama_step {
@@ -37,8 +40,10 @@ typedef struct psi_llama_step {
     uint32_t kv_count;
     step_hook hooks[STEP_MAX_HOOKS];
     uint32_t hook_count;
+    uint32_t next_hook; /* the first that was not passed yet */
     uint64_t begin_us;
     bool listens;                    /* some cache attends or recalls in this step */
+    bool layered;                    /* some cache has safe points in it */
     psi_eval_callback user_callback; /* the engine's user's own */
     void *user;
     bool user_asked;

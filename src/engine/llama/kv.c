@@ -10,6 +10,8 @@
 #include "os/os.h"
 #include "pool/settings.h"
 
+#define LONG_STEP_US 20000u /* a shorter step is a safe point soon enough */
+
 static pthread_mutex_t list_lock = PTHREAD_MUTEX_INITIALIZER;
 static psi_kv *list;
 
@@ -88,7 +90,9 @@ static bool add_tensors(psi_kv *kv, void *context) {
         if (kv->tensor_count == KV_MAX_TENSORS) {
             return false;
         }
-        kv->tensors[kv->tensor_count++] = (kv_tensor){.t = t, .bytes = abi->nbytes(t), .is_key = is_key(t)};
+        uint32_t layer = (uint32_t)strtoul(t->name + strlen("cache_k_l"), NULL, 10); /* V's prefix is as long */
+        kv->tensors[kv->tensor_count++] =
+            (kv_tensor){.t = t, .bytes = abi->nbytes(t), .is_key = is_key(t), .layer = layer};
         kv->arena_bytes += round_up(abi->nbytes(t), page); /* each tensor begins on a page */
     }
     return true;
@@ -134,14 +138,16 @@ static bool make_books(psi_kv *kv) {
     kv->streams = (uint32_t)t->ne[2];
     uint64_t least = psi_settings_bytes(NULL, "BLOCK_CELLS", 32);
     kv->block_cells = choose_block_cells(kv, least >= 1 && least <= 4096 ? (uint32_t)least : 32);
+    kv->long_step_us = psi_settings_bytes(NULL, "LONG_STEP_US", LONG_STEP_US);
     kv->stream_blocks = (kv->cells + kv->block_cells - 1) / kv->block_cells;
     kv->blocks = kv->stream_blocks * kv->streams;
     size_t words = ((size_t)kv->cells * kv->streams + 63) / 64;
     kv->marks = calloc(kv->blocks, 1);
     kv->states = calloc(kv->blocks, 1);
+    kv->before = calloc(kv->blocks, 1);
     kv->has = calloc(words, sizeof(uint64_t));
     kv->lost = calloc(words, sizeof(uint64_t));
-    return kv->marks != NULL && kv->states != NULL && kv->has != NULL && kv->lost != NULL;
+    return kv->marks != NULL && kv->states != NULL && kv->before != NULL && kv->has != NULL && kv->lost != NULL;
 }
 
 void psi_kv_destroy(psi_kv *kv) {
@@ -150,6 +156,7 @@ void psi_kv_destroy(psi_kv *kv) {
     psi_os_unreserve(kv->arena, kv->arena_bytes);
     free(kv->marks);
     free(kv->states);
+    free(kv->before);
     free(kv->has);
     free(kv->lost);
     free(kv);

@@ -7,6 +7,7 @@
 #include "psicache.h"
 
 enum { KV_MAX_TENSORS = 512 }; /* two a layer; the deepest models have 126 layers */
+enum { KV_CHECKED_GRAPHS = 4, KV_ROW_SIZES = 16 };
 
 enum { KV_LAST_CELLS = 8 };
 
@@ -15,6 +16,7 @@ typedef struct kv_tensor {
     unsigned char *data;
     size_t bytes;
     bool is_key;
+    uint32_t layer; /* the number in its name */
 } kv_tensor;
 
 typedef struct psi_kv {
@@ -30,13 +32,14 @@ typedef struct psi_kv {
     uint32_t block_cells;
     uint32_t stream_blocks;
     uint32_t blocks;
-    const void *context;  /* the llama_context that used it last; NULL: not known */
-    psi_pool *pool;       /* NULL until the first step shows how V lies */
-    bool v_transposed;    /* flash attention is off: a cell is a column of V */
-    bool given_up;        /* a graph was not understood: lazily committed, never trimmed */
-    int checked_nodes[4]; /* sizes of the graphs that were looked through whole */
+    const void *context;                  /* the llama_context that used it last; NULL: not known */
+    psi_pool *pool;                       /* NULL until the first step shows how V lies */
+    bool v_transposed;                    /* flash attention is off: a cell is a column of V */
+    bool given_up;                        /* a graph was not understood: lazily committed, never trimmed */
+    int checked_nodes[KV_CHECKED_GRAPHS]; /* sizes of the graphs that were looked through whole */
     uint32_t checked_count;
     unsigned char *marks, *states; /* a byte a block */
+    unsigned char *before;         /* scratch: states before a move inside a step */
     uint64_t *has, *lost;          /* a bit a cell: has content; its content was dropped */
     uint32_t lost_cells;
     uint32_t head_dims; /* of a key's head; 0: no attention was seen yet */
@@ -47,6 +50,14 @@ typedef struct psi_kv {
     bool wrote;
     uint64_t last_cells[KV_LAST_CELLS]; /* written last, in the order of a step's tokens: a ring */
     uint32_t noted;                     /* cells in all; the next one's place in it */
+    uint32_t attentions;                 /* of the step: nodes that read the cache */
+    bool layered;                        /* the step has safe points between its layers */
+    bool layers_said;                    /* why it has none was said */
+    int layers_nodes[KV_CHECKED_GRAPHS]; /* sizes of the graphs whose reads were looked through */
+    bool layers_good[KV_CHECKED_GRAPHS]; /* each layer reads its own tensors there */
+    uint32_t layers_count;               /* of looks */
+    uint64_t long_step_us;               /* PSI_CACHE_LONG_STEP_US */
+    uint64_t step_us[KV_ROW_SIZES];      /* how long the last step of about so many tokens took; 0: not known */
 } psi_kv;
 
 /* Places the tensors of a KV cache's context in an arena of ours. The engine's buffer for it, or NULL when the context

@@ -1,11 +1,10 @@
-/* listen.c - see listen.h. The scheduler stops after each node that the callback asks for; we ask for the node before a
- * layer's attention, when its queries are there. Hidden blocks that they want can still come back for that layer. */
+/* listen.c - see listen.h. At a hook a layer's queries are there, and its attention is not computed yet: hidden blocks
+ * that they want can still come back for that layer. */
 #include "engine/llama/listen.h"
 
-#include <pthread.h>
-#include <stdlib.h>
 #include <string.h>
 
+#include "engine/llama/layers.h"
 #include "os/os.h"
 #include "pool/pool.h"
 
@@ -15,77 +14,10 @@ enum { PROMPT_ROWS = KV_LAST_CELLS, ATTEND_ROWS = 4, WANT_ROWS = 8 };
 #define CREDIT_MOST_US 100000.0
 #define DEBT_MOST_US 100000.0
 
-/* ---- The user's callbacks ---------------------------------------------------------------------- */
-
-typedef struct kept_callback {
-    struct kept_callback *next;
-    const void *sched;
-    psi_eval_callback callback;
-    void *user;
-} kept_callback;
-
-static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER;
-static kept_callback *kept; /* of the schedulers whose user has one: an engine sets none for each of its own */
-static bool kept_lost;      /* memory was short for one: nobody is listened to, since it could not be put back */
-
-/* The link that leads to the scheduler's, or the list's end. */
-static kept_callback **find_kept(const void *sched) {
-    kept_callback **link = &kept;
-    while (*link != NULL && (*link)->sched != sched) {
-        link = &(*link)->next;
-    }
-    return link;
-}
-
-void psi_listen_forget(const void *sched) {
-    pthread_mutex_lock(&kept_lock);
-    kept_callback **link = find_kept(sched), *entry = *link;
-    if (entry != NULL) {
-        *link = entry->next;
-        free(entry);
-    }
-    pthread_mutex_unlock(&kept_lock);
-}
-
-void psi_listen_keep_callback(const void *sched, psi_eval_callback callback, void *user) {
-    if (callback == NULL) {
-        psi_listen_forget(sched);
-        return;
-    }
-    pthread_mutex_lock(&kept_lock);
-    kept_callback **link = find_kept(sched);
-    if (*link == NULL) {
-        *link = calloc(1, sizeof(**link));
-    }
-    if (*link != NULL) {
-        **link = (kept_callback){(*link)->next, sched, callback, user};
-    } else {
-        kept_lost = true;
-    }
-    pthread_mutex_unlock(&kept_lock);
-}
-
-/* False: it cannot be known, so ours must not be set. */
-static bool get_kept(const void *sched, psi_eval_callback *callback, void **user) {
-    pthread_mutex_lock(&kept_lock);
-    const kept_callback *entry = *find_kept(sched);
-    *callback = entry != NULL ? entry->callback : NULL;
-    *user = entry != NULL ? entry->user : NULL;
-    bool known = !kept_lost;
-    pthread_mutex_unlock(&kept_lock);
-    return known;
-}
-
-static void lock_kept(void) { pthread_mutex_lock(&kept_lock); }
-static void unlock_kept(void) { pthread_mutex_unlock(&kept_lock); }
-
-void psi_listen_handle_forks(void) { (void)pthread_atfork(lock_kept, unlock_kept, unlock_kept); }
-
 /* ---- Where to listen --------------------------------------------------------------------------- */
 
-static float scale_of(const psi_abi *abi, const tensor *attention) {
+static float scale_of(const tensor *attention) {
     float scale = 1;
-    (void)abi;
     memcpy(&scale, attention->op_params, sizeof(scale)); /* FLASH_ATTN_EXT and SOFT_MAX both begin with it */
     return scale;
 }
@@ -94,44 +26,33 @@ static bool is_same_size(const tensor *a, const tensor *b) {
     return a->ne[0] == b->ne[0] && a->ne[1] == b->ne[1] && a->ne[3] == b->ne[3];
 }
 
-static bool is_listenable(const step_hook *hook) {
-    const tensor *q = hook->queries, *m = hook->mask;
-    uint32_t head_dims = hook->kv->head_dims;
-    if (hook->layer == WORTH_MAX_LAYERS || q == NULL || q->type != TYPE_F32 || head_dims == 0) {
-        return false;
-    }
-    const psi_abi *abi = hook->kv->abi;
-    uint32_t dims = hook->kv->worth->dims[hook->layer];
-    uint32_t key_heads = dims / head_dims;
-    bool readable =
-        psi_abi_in_host(abi, m) && head_dims % psi_abi_group(abi, hook->kv->worth->keys[hook->layer]->t) == 0;
-    return readable && q->ne[0] == head_dims && q->nb[0] == sizeof(float) && dims % head_dims == 0 && key_heads > 0 &&
-           q->ne[2] % key_heads == 0 && m->ne[3] == q->ne[3] && m->ne[1] >= q->ne[1] &&
-           is_same_size(m, hook->input->mask);
+/* The mask, and a head's keys: no group of numbers that are quantised together may lie across two heads. */
+static bool is_readable(const step_hook *hook) {
+    const psi_kv *kv = hook->kv;
+    return psi_abi_in_host(kv->abi, hook->mask) &&
+           kv->head_dims % psi_abi_group(kv->abi, kv->worth->keys[hook->layer]->t) == 0;
 }
 
-void psi_listen_note(psi_llama_step *step, void *graph, int index, const step_hook *hook) {
-    const psi_abi *abi = hook->kv->abi;
-    if (step->hook_count == STEP_MAX_HOOKS || !is_listenable(hook)) {
+void psi_listen_note(step_hook *hook, const kv_tensor *key, const tensor *attention) {
+    const tensor *q = hook->queries, *m = hook->mask;
+    const psi_kv *kv = hook->kv;
+    uint32_t head_dims = kv->head_dims;
+    hook->layer = kv->worth != NULL ? psi_worth_layer(kv->worth, key) : WORTH_MAX_LAYERS;
+    if (hook->layer == WORTH_MAX_LAYERS || q == NULL || q->type != TYPE_F32 || head_dims == 0) {
         return;
     }
-    const tensor *attention = abi->graph_node(graph, index);
-    while (index > 0 && abi->graph_node(graph, index) != hook->after) {
-        index--;
-    }
-    if (index > 0) {
-        step_hook *made = &step->hooks[step->hook_count++];
-        *made = *hook;
-        made->after = abi->graph_node(graph, index - 1);
-        made->scale = scale_of(abi, attention);
-    }
+    uint32_t dims = kv->worth->dims[hook->layer], key_heads = dims / head_dims;
+    hook->scale = scale_of(attention);
+    hook->listenable = is_readable(hook) && q->ne[0] == head_dims && q->nb[0] == sizeof(float) && dims % head_dims == 0 && key_heads > 0 &&
+                       q->ne[2] % key_heads == 0 && m->ne[3] == q->ne[3] && m->ne[1] >= q->ne[1] &&
+                       is_same_size(m, hook->input->mask);
 }
 
 /* ---- When -------------------------------------------------------------------------------------- */
 
 static const step_hook *first_hook(const psi_llama_step *step, const psi_kv *kv) {
     for (uint32_t i = 0; i < step->hook_count; i++) {
-        if (step->hooks[i].kv == kv) {
+        if (step->hooks[i].kv == kv && step->hooks[i].listenable) {
             return &step->hooks[i];
         }
     }
@@ -255,48 +176,6 @@ static uint32_t attend_rows(const step_hook *hook) {
     return fit < 1 ? 1 : fit < ATTEND_ROWS ? (uint32_t)fit : ATTEND_ROWS;
 }
 
-/* A block's columns in a hook's masks. */
-typedef struct columns {
-    uint32_t stream; /* of the cache */
-    int64_t mask_stream;
-    uint32_t first, last;
-} columns;
-
-/* False: the block is none of the hook's. */
-static bool columns_of(const step_hook *hook, uint32_t block, columns *c) {
-    const psi_kv *kv = hook->kv;
-    uint32_t most = (uint32_t)hook->mask->ne[0];
-    c->stream = block / kv->stream_blocks;
-    c->mask_stream = (int64_t)c->stream - hook->first_stream;
-    c->first = block % kv->stream_blocks * kv->block_cells;
-    c->last = c->first + kv->block_cells < most ? c->first + kv->block_cells : most;
-    return c->mask_stream >= 0 && c->mask_stream < hook->mask->ne[3] && c->first < c->last;
-}
-
-/* What came back is shown in a mask as it was before, what went is hidden. */
-static void edit_mask(const psi_worth *worth, tensor *mask, const columns *c, bool show) {
-    if (show) {
-        psi_worth_show_again(worth, mask, c->mask_stream, c->first, c->last);
-    } else {
-        psi_mask_hide(mask, c->mask_stream, c->first, c->last);
-    }
-}
-
-static void edit_masks(const step_hook *hook, uint32_t block, bool show) {
-    psi_worth *worth = hook->kv->worth;
-    columns c;
-    if (!columns_of(hook, block, &c)) {
-        return;
-    }
-    if (!show) { /* it may come back in a later layer */
-        psi_worth_note_seen(worth, hook->mask, c.mask_stream, c.stream, c.first, c.last);
-    }
-    edit_mask(worth, hook->mask, &c, show);
-    if (hook->input->mask->data != hook->mask->data) {
-        edit_mask(worth, hook->input->mask, &c, show);
-    }
-}
-
 static void exchange(const step_hook *hook) {
     psi_kv *kv = hook->kv;
     psi_worth *worth = kv->worth;
@@ -305,16 +184,10 @@ static void exchange(const step_hook *hook) {
         psi_pool_recall(kv->pool, worth->wants, most_us - worth->recall_us) <= 0) {
         return;
     }
-    memcpy(worth->before, kv->states, kv->blocks);
-    psi_pool_states(kv->pool, kv->states);
-    for (uint32_t block = 0; block < kv->blocks; block++) {
-        if (worth->before[block] != kv->states[block]) {
-            edit_masks(hook, block, kv->states[block] == PSI_BLOCK_RESIDENT);
-        }
-    }
+    psi_layers_follow(hook);
 }
 
-static void listen(const step_hook *hook) {
+void psi_listen_at(const step_hook *hook) {
     psi_worth *worth = hook->kv->worth;
     if (hook->queries->data == NULL || !hook->kv->abi->buffer_is_host(hook->queries->buffer)) {
         return;
@@ -336,37 +209,9 @@ static void listen(const step_hook *hook) {
     worth->recall_us += psi_os_now_us() - attended_us;
 }
 
-static const step_hook *hook_after(const psi_llama_step *step, const tensor *t) {
-    for (uint32_t i = 0; i < step->hook_count; i++) {
-        const psi_worth *worth = step->hooks[i].kv->worth;
-        if (step->hooks[i].after == t && (worth->attends || worth->recalls)) {
-            return &step->hooks[i];
-        }
-    }
-    return NULL;
-}
-
-static bool on_node(tensor *t, bool ask, void *user) {
-    psi_llama_step *step = user;
-    const step_hook *hook = hook_after(step, t);
-    if (ask) {
-        step->user_asked = step->user_callback != NULL && step->user_callback(t, true, step->user);
-        return hook != NULL || step->user_asked;
-    }
-    if (hook != NULL) {
-        listen(hook);
-    }
-    return !step->user_asked || step->user_callback(t, false, step->user);
-}
-
-int psi_listen_compute(psi_llama_step *step, const psi_abi *abi, void *sched, void *graph) {
-    if (!step->listens || !get_kept(sched, &step->user_callback, &step->user)) {
-        return abi->sched_graph_compute_async(sched, graph);
-    }
-    abi->sched_set_eval_callback(sched, on_node, step);
-    int status = abi->sched_graph_compute_async(sched, graph);
-    abi->sched_set_eval_callback(sched, step->user_callback, step->user);
-    return status;
+bool psi_listen_wants(const step_hook *hook) {
+    const psi_worth *worth = hook->kv->worth;
+    return hook->listenable && (worth->attends || worth->recalls);
 }
 
 /* ---- Afterwards -------------------------------------------------------------------------------- */

@@ -21,6 +21,16 @@ psi_mask_value psi_mask_get(const tensor *mask, int64_t stream, int64_t row, uin
     return bits == UINT32_C(0xff800000) ? MASK_HIDDEN : (bits & 0x7fffffff) == 0 ? MASK_SEEN : MASK_WEIGHED;
 }
 
+static void hide(int32_t type, unsigned char *at) {
+    const uint16_t half = 0xfc00;
+    const uint32_t single = UINT32_C(0xff800000);
+    if (type == TYPE_F16) {
+        memcpy(at, &half, sizeof(half));
+    } else {
+        memcpy(at, &single, sizeof(single));
+    }
+}
+
 void psi_mask_set(tensor *mask, int64_t stream, int64_t row, uint32_t column, bool seen) {
     const uint16_t half = seen ? 0 : 0xfc00;
     const float single = seen ? 0 : -HUGE_VALF;
@@ -45,8 +55,9 @@ bool psi_mask_any_seen(const tensor *mask, int64_t stream, uint32_t first, uint3
 
 void psi_mask_hide(tensor *mask, int64_t stream, uint32_t first, uint32_t last) {
     for (int64_t row = 0; row < mask->ne[1]; row++) {
-        for (uint32_t column = first; column < last; column++) {
-            psi_mask_set(mask, stream, row, column, false);
+        unsigned char *at = cell(mask, stream, row, first);
+        for (uint32_t column = first; column < last; column++, at += mask->nb[0]) {
+            hide(mask->type, at);
         }
     }
 }

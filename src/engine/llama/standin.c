@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "engine/llama/graph.h"
-#include "engine/llama/listen.h"
+#include "engine/llama/hooks.h"
 #include "os/os.h"
 #include "pool/board.h"
 #include "pool/settings.h"
@@ -34,7 +34,7 @@ static void open_cache(void) {
         return;
     }
     cache = psi_cache_open(NULL);
-    psi_listen_handle_forks();
+    psi_hooks_handle_forks();
     psi_kv_handle_forks(); /* after the cache's own: this lock is taken before its locks */
     if (cache == NULL) {
         psi_llama_say(PSI_LOG_ERROR, "could not be opened (error %d): the engine runs untouched", errno);
@@ -140,14 +140,14 @@ int ggml_backend_sched_graph_compute_async(void *sched, void *graph) {
         psi_llama_say(PSI_LOG_INFO, "a step was refused: no memory for a new block, and none that could go for it");
         return STATUS_ABORTED; /* the engine takes the step's cells back, and its decode returns 2 */
     }
-    int status = psi_listen_compute(&step, abi, sched, graph);
+    int status = psi_hooks_compute(&step, abi, sched, graph);
     psi_llama_step_end(&step);
     return status;
 }
 
 void ggml_backend_sched_set_eval_callback(void *sched, psi_eval_callback callback, void *user) {
     const psi_abi *abi = psi_abi_of(CALLER);
-    psi_listen_keep_callback(sched, callback, user);
+    psi_hooks_keep_callback(sched, callback, user);
     if (abi != NULL && abi->sched_set_eval_callback != NULL) {
         abi->sched_set_eval_callback(sched, callback, user);
     }
@@ -156,7 +156,7 @@ void ggml_backend_sched_set_eval_callback(void *sched, psi_eval_callback callbac
 void ggml_backend_sched_free(void *sched) {
     const psi_abi *abi = psi_abi_of(CALLER);
     if (sched != NULL) {
-        psi_listen_forget(sched);
+        psi_hooks_forget(sched);
     }
     if (abi != NULL && abi->sched_free != NULL) {
         abi->sched_free(sched);

@@ -78,7 +78,6 @@ psi_worth *psi_worth_make(psi_kv *kv) {
     worth->scales = calloc(blocks * runs * worth->layers, sizeof(float));
     worth->summed = calloc(blocks, 1);
     worth->hidden = calloc(blocks, 1);
-    worth->before = calloc(blocks, 1);
     worth->attention = calloc(blocks, sizeof(float));
     worth->wants = calloc(blocks, sizeof(float));
     worth->rows = calloc((size_t)kv->block_cells * worth->most_dims, sizeof(float));
@@ -86,8 +85,8 @@ psi_worth *psi_worth_make(psi_kv *kv) {
     worth->difference = calloc(2 * (size_t)kv->block_cells, sizeof(float));
     worth->layer_difference = worth->difference != NULL ? worth->difference + kv->block_cells : NULL;
     if (worth->layers == 0 || worth->means == NULL || worth->scales == NULL || worth->summed == NULL ||
-        worth->hidden == NULL || worth->before == NULL || worth->attention == NULL || worth->wants == NULL ||
-        worth->rows == NULL || worth->around == NULL || worth->difference == NULL) {
+        worth->hidden == NULL || worth->attention == NULL || worth->wants == NULL || worth->rows == NULL ||
+        worth->around == NULL || worth->difference == NULL) {
         psi_worth_free(worth);
         return NULL;
     }
@@ -100,7 +99,6 @@ void psi_worth_free(psi_worth *worth) {
         free(worth->scales);
         free(worth->summed);
         free(worth->hidden);
-        free(worth->before);
         free(worth->attention);
         free(worth->wants);
         free(worth->rows);

@@ -27,7 +27,6 @@ typedef struct psi_worth {
     float *scales;
     unsigned char *summed;                /* a byte a block: its summary is that of its content */
     unsigned char *hidden;                /* a byte a block: it was out when a step last read it */
-    unsigned char *before;                /* scratch: a state a block */
     float usual[WORTH_MAX_LAYERS];        /* mean difference of keys so far */
     uint32_t usual_count;                 /* blocks in it */
     float *attention, *wants;             /* of the step: a float a block; negative: nothing known */
