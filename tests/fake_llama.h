@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "engine/llama/graph.h"
-#include "engine/llama/listen.h"
+#include "engine/llama/hooks.h"
 #include "os/os.h"
 #include "pool/cache.h"
 #include "pool/pool.h"
@@ -297,7 +297,7 @@ static int fake_step(fake_llama *fake, void *sched) {
     if (!psi_llama_step_begin(&step, &fake->abi, fake)) {
         return STATUS_ABORTED;
     }
-    int status = psi_listen_compute(&step, &fake->abi, sched, fake);
+    int status = psi_hooks_compute(&step, &fake->abi, sched, fake);
     psi_llama_step_end(&step);
     return status;
 }

@@ -279,7 +279,7 @@ static void a_callback_that_stops_the_engine_stops_it(void **state) {
     uint32_t at = 24 * F_BLOCK, calls = 0;
     trim(0.5);
     token(fake, 0, 1, &at, 20);
-    psi_listen_keep_callback(sched, stop_at_once, &calls);
+    psi_hooks_keep_callback(sched, stop_at_once, &calls);
     fake_set_callback(sched, stop_at_once, &calls);
     fake_prepare(fake, 0, 1, at, 10);
     fake_ask_for(fake, 5);
@@ -288,7 +288,7 @@ static void a_callback_that_stops_the_engine_stops_it(void **state) {
     assert_int_equal(calls, 1);
     assert_int_equal(fake->shown_cells, 0);
     assert_true(fake->callback == stop_at_once && fake->user == &calls);
-    psi_listen_keep_callback(sched, NULL, NULL);
+    psi_hooks_keep_callback(sched, NULL, NULL);
     fake_set_callback(sched, NULL, NULL);
     fake_prepare(fake, 0, 1, at, 10);
     fake_ask_for(fake, 5);
@@ -334,7 +334,7 @@ static void any_number_of_schedulers_is_listened_to(void **state) {
     fake_llama *fake = filled(1, true);
     uint32_t at = 24 * F_BLOCK;
     for (int i = 0; i < MANY; i++) {
-        psi_listen_keep_callback(&scheds[i], i % 2 == 0 ? count_call : NULL, &calls[i]);
+        psi_hooks_keep_callback(&scheds[i], i % 2 == 0 ? count_call : NULL, &calls[i]);
     }
     trim(0.5);
     token(fake, 0, 1, &at, 20);
@@ -349,7 +349,7 @@ static void any_number_of_schedulers_is_listened_to(void **state) {
         assert_true(fake->callback == (i % 2 == 0 ? count_call : NULL));
     }
     for (int i = 0; i < MANY; i++) {
-        psi_listen_forget(&scheds[i]);
+        psi_hooks_forget(&scheds[i]);
     }
     assert_int_equal(fake->wrong_cells, 0);
     fake_close(fake);
