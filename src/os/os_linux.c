@@ -425,6 +425,20 @@ static int within_file_limit(uint64_t end) {
     return end <= (uint64_t)limit.rlim_cur;
 }
 
+static bool is_direct(int descriptor) {
+    int flags = fcntl(descriptor, F_GETFL);
+    return flags >= 0 && (flags & O_DIRECT) != 0;
+}
+
+/* After a transfer that failed: true when it was refused for being direct, and the next one will not be. Some file
+ * systems take the flag and no transfer; some disks' sectors are larger than our pages. */
+static bool is_direct_no_more(int descriptor, ssize_t transferred) {
+    if (transferred >= 0 || errno != EINVAL || !is_direct(descriptor)) {
+        return false;
+    }
+    return fcntl(descriptor, F_SETFL, fcntl(descriptor, F_GETFL) & ~O_DIRECT) == 0;
+}
+
 int psi_os_write_at(int descriptor, const void *bytes, size_t count, uint64_t offset) {
     if (!within_file_limit(offset + count)) {
         return -EFBIG;
@@ -432,7 +446,7 @@ int psi_os_write_at(int descriptor, const void *bytes, size_t count, uint64_t of
     const unsigned char *next = bytes;
     while (count > 0) {
         ssize_t wrote = pwrite(descriptor, next, count, (off_t)offset);
-        if (wrote < 0 && errno == EINTR) {
+        if ((wrote < 0 && errno == EINTR) || is_direct_no_more(descriptor, wrote)) {
             continue;
         }
         if (wrote <= 0) {
@@ -449,7 +463,7 @@ int psi_os_read_at(int descriptor, void *bytes, size_t count, uint64_t offset) {
     unsigned char *next = bytes;
     while (count > 0) {
         ssize_t got = pread(descriptor, next, count, (off_t)offset);
-        if (got < 0 && errno == EINTR) {
+        if ((got < 0 && errno == EINTR) || is_direct_no_more(descriptor, got)) {
             continue;
         }
         if (got <= 0) {
@@ -462,10 +476,17 @@ int psi_os_read_at(int descriptor, void *bytes, size_t count, uint64_t offset) {
     return 0;
 }
 
+int psi_os_flush(int descriptor, uint64_t offset, uint64_t count) {
+    const unsigned all = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+    if (is_direct(descriptor) || sync_file_range(descriptor, (off_t)offset, (off_t)count, all) == 0) {
+        return 0;
+    }
+    return errno == ENOSYS || errno == EINVAL || errno == ESPIPE ? 0
+                                                                 : -errno; /* no such call here: no error of a disk */
+}
+
 void psi_os_forget(int descriptor, uint64_t offset, uint64_t count) {
-    if ((fcntl(descriptor, F_GETFL) & O_DIRECT) == 0) {
-        (void)sync_file_range(descriptor, (off_t)offset, (off_t)count,
-                              SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+    if (!is_direct(descriptor)) {
         (void)posix_fadvise(descriptor, (off_t)offset, (off_t)count, POSIX_FADV_DONTNEED);
     }
 }

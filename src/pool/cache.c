@@ -195,6 +195,8 @@ void psi_cache_wake_writer(psi_cache *cache) {
     psi_os_bell_ring(&cache->writer_bell);
 }
 
+void psi_cache_tidy(psi_cache *cache) { psi_os_bell_ring(&cache->writer_bell); }
+
 void psi_cache_look_again(psi_cache *cache) {
     if (!psi_is_forked_child(cache)) { /* the bell is the parent's */
         psi_os_bell_ring(&cache->bell);
