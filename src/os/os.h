@@ -21,6 +21,13 @@ void psi_os_unreserve(void *base, size_t bytes);
  * and cost memory only when written again. 0 or a negative errno. */
 int psi_os_give_back(void *base, size_t bytes);
 
+/* The same for many ranges, in few calls to the system where it can. Bytes given back. */
+typedef struct psi_os_range {
+    void *base;
+    size_t bytes;
+} psi_os_range;
+uint64_t psi_os_give_back_ranges(const psi_os_range *ranges, size_t count);
+
 /* Monotonic time. */
 uint64_t psi_os_now_us(void);
 

@@ -1,5 +1,5 @@
 /* os_linux.c - the seam's Linux side: pages, small files, the store's descriptor, clock.
- * Called from every room, on any thread; keeps no state. */
+ * Called from every room, on any thread; keeps no state but what the kernel was found to be able to do. */
 #ifdef __linux__
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -20,6 +20,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -54,6 +55,63 @@ int psi_os_give_back(void *base, size_t bytes) {
         return 0;
     }
     return -errno;
+}
+
+/* ---- Many ranges in one call: process_madvise on ourselves ------------------------------------------- */
+
+#ifndef SYS_process_madvise
+#define SYS_process_madvise 440 /* the same on every architecture */
+#endif
+#define PIDFD_OF_SELF                                                                                                  \
+    (-10000) /* PIDFD_SELF_THREAD_GROUP's like, from Linux 6.14: no descriptor to open and to keep                     \
+              */
+_Static_assert(sizeof(psi_os_range) == sizeof(struct iovec) &&
+                   offsetof(psi_os_range, base) == offsetof(struct iovec, iov_base) &&
+                   offsetof(psi_os_range, bytes) == offsetof(struct iovec, iov_len),
+               "ranges are handed to the kernel as they are");
+
+static pthread_once_t batches_probed = PTHREAD_ONCE_INIT;
+static bool batches_work;
+
+/* Bytes of the leading ranges that were given back; negative when not even the first was. */
+static ssize_t give_back_batch(const psi_os_range *ranges, size_t count) {
+    return (ssize_t)syscall(SYS_process_madvise, PIDFD_OF_SELF, ranges, count, MADV_DONTNEED, 0);
+}
+
+/* Before Linux 6.13 the call refuses MADV_DONTNEED, a sandbox may refuse the call: tried once, on a page that is ours.
+ */
+static void probe_batches(void) {
+    size_t page = psi_os_page_bytes();
+    volatile unsigned char *base = psi_os_reserve(page);
+    if (base != NULL) {
+        psi_os_range range = {.base = (void *)base, .bytes = page};
+        *base = 1;
+        batches_work = give_back_batch(&range, 1) == (ssize_t)page && *base == 0;
+        psi_os_unreserve((void *)base, page);
+    }
+}
+
+static uint64_t give_back_one(const psi_os_range *range) {
+    return psi_os_give_back(range->base, range->bytes) == 0 ? range->bytes : 0;
+}
+
+uint64_t psi_os_give_back_ranges(const psi_os_range *ranges, size_t count) {
+    enum { BATCH = 512 }; /* the kernel takes up to 1,024 */
+    uint64_t bytes = 0;
+    (void)pthread_once(&batches_probed, probe_batches);
+    for (size_t at = 0; at < count;) {
+        size_t most = count - at < BATCH ? count - at : BATCH;
+        ssize_t given = batches_work && most > 1 ? give_back_batch(&ranges[at], most) : -1;
+        for (; given > 0 && at < count && (size_t)given >= ranges[at].bytes; at++) {
+            given -= (ssize_t)ranges[at].bytes;
+            bytes += ranges[at].bytes;
+            most--;
+        }
+        if (most > 0 && at < count) { /* it stopped here: locked pages, for one */
+            bytes += give_back_one(&ranges[at++]);
+        }
+    }
+    return bytes;
 }
 
 uint64_t psi_os_now_us(void) {

@@ -36,7 +36,7 @@ static void note_write(psi_pool *pool, int error, uint64_t took_us) {
         pool->written_bytes += pool->record_bytes;
         pool->write_us += took_us;
         pool->write_pause_us = 0;
-    } else if (error != -ENOMEM && error != -EAGAIN) {
+    } else if (error != -ENOMEM) {
         uint64_t longer_us = pool->write_pause_us * 2;
         longer_us = longer_us > PAUSE_LEAST_US ? longer_us : PAUSE_LEAST_US;
         pool->write_pause_us = longer_us < PAUSE_MOST_US ? longer_us : PAUSE_MOST_US;
@@ -49,6 +49,11 @@ int psi_clean_write_record(psi_pool *pool, uint32_t *slot) {
     uint32_t chosen = PSI_SLOT_NONE;
     int error = psi_store_reserve(pool->store, &chosen);
     if (error != 0) {
+        return error;
+    }
+    error = psi_cache_take_write(pool->cache, pool->record_bytes, true);
+    if (error != 0) {
+        psi_store_free(pool->store, chosen);
         return error;
     }
     uint64_t began_us = psi_os_now_us();
@@ -96,6 +101,11 @@ static int begin(psi_pool *pool, psi_trim_scope scope, psi_copy *copy) {
         if (psi_cache_is_pressed(pool->cache)) {
             psi_clean_say_error(pool, error);
         }
+        return error;
+    }
+    error = psi_cache_take_write(pool->cache, pool->record_bytes, psi_cache_is_pressed(pool->cache));
+    if (error != 0) {
+        psi_store_free(pool->store, copy->slot);
         return error;
     }
     copy->written = pool->block[copy->block].written;

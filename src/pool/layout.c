@@ -72,29 +72,48 @@ typedef struct psi_gap {
     uint32_t first, last, releasing_first, releasing_last;
 } psi_gap;
 
-static uint64_t give_back_gap(psi_pool *pool, const psi_plane *planes, const psi_gap *gap) {
-    uint64_t bytes = 0;
-    for (uint32_t p = 0; p < pool->planes_per_lane; p++) {
-        const psi_plane *plane = &planes[p];
-        for (size_t c = 0; c < plane->columns; c++) {
-            uintptr_t column = (uintptr_t)column_at(plane, c);
-            uintptr_t gap_from = page_up(pool, column + gap->first * plane->block_bytes);
-            uintptr_t gap_to = page_down(pool, column + gap->last * plane->block_bytes + piece_bytes(plane, gap->last));
-            uintptr_t from = page_down(pool, column + gap->releasing_first * plane->block_bytes);
-            uintptr_t to = page_up(pool, column + gap->releasing_last * plane->block_bytes +
-                                             piece_bytes(plane, gap->releasing_last));
-            from = from > gap_from ? from : gap_from;
-            to = to < gap_to ? to : gap_to;
-            if (from < to && psi_os_give_back((void *)from, to - from) == 0) {
-                bytes += to - from;
-            }
+/* Ranges on their way to the system: handed over many at once, since a call costs as much as some pages. */
+typedef struct psi_ranges {
+    psi_os_range range[512];
+    size_t count;
+    uint64_t given_bytes;
+} psi_ranges;
+
+static void flush(psi_ranges *ranges) {
+    ranges->given_bytes += psi_os_give_back_ranges(ranges->range, ranges->count);
+    ranges->count = 0;
+}
+
+static void add(psi_ranges *ranges, uintptr_t from, uintptr_t to) {
+    psi_os_range *last = ranges->count > 0 ? &ranges->range[ranges->count - 1] : NULL;
+    if (last != NULL && (uintptr_t)last->base + last->bytes == from) {
+        last->bytes += to - from;
+        return;
+    }
+    if (ranges->count == sizeof(ranges->range) / sizeof(*ranges->range)) {
+        flush(ranges);
+    }
+    ranges->range[ranges->count++] = (psi_os_range){.base = (void *)from, .bytes = to - from};
+}
+
+static void add_gap(const psi_pool *pool, const psi_plane *plane, const psi_gap *gap, psi_ranges *ranges) {
+    for (size_t c = 0; c < plane->columns; c++) {
+        uintptr_t column = (uintptr_t)column_at(plane, c);
+        uintptr_t gap_from = page_up(pool, column + gap->first * plane->block_bytes);
+        uintptr_t gap_to = page_down(pool, column + gap->last * plane->block_bytes + piece_bytes(plane, gap->last));
+        uintptr_t from = page_down(pool, column + gap->releasing_first * plane->block_bytes);
+        uintptr_t to =
+            page_up(pool, column + gap->releasing_last * plane->block_bytes + piece_bytes(plane, gap->releasing_last));
+        from = from > gap_from ? from : gap_from;
+        to = to < gap_to ? to : gap_to;
+        if (from < to) {
+            add(ranges, from, to);
         }
     }
-    return bytes;
 }
 
 /* The next gap with something to release at or after *at; false when there is none. */
-static bool next_gap(psi_pool *pool, const psi_block *lane, uint32_t *at, psi_gap *gap) {
+static bool next_gap(const psi_pool *pool, const psi_block *lane, uint32_t *at, psi_gap *gap) {
     uint32_t i = *at;
     while (i < pool->lane_blocks) {
         if (lane[i].state == PSI_BLOCK_RESIDENT) {
@@ -120,30 +139,57 @@ static bool next_gap(psi_pool *pool, const psi_block *lane, uint32_t *at, psi_ga
 }
 
 /* Run by run: what lies between two of them went before, and is not returned again. */
-static uint64_t give_back_runs(psi_pool *pool, const psi_plane *planes, psi_block *blocks, const psi_gap *gap) {
-    uint64_t bytes = 0;
+static void add_runs(const psi_pool *pool, const psi_plane *plane, const psi_block *lane, const psi_gap *gap,
+                     psi_ranges *ranges) {
     psi_gap run = *gap;
     for (uint32_t i = gap->releasing_first; i <= gap->releasing_last; i++) {
-        bool begins = blocks[i].releasing && (i == gap->releasing_first || !blocks[i - 1].releasing);
-        bool ends = blocks[i].releasing && (i == gap->releasing_last || !blocks[i + 1].releasing);
+        bool begins = lane[i].releasing && (i == gap->releasing_first || !lane[i - 1].releasing);
+        bool ends = lane[i].releasing && (i == gap->releasing_last || !lane[i + 1].releasing);
         run.releasing_first = begins ? i : run.releasing_first;
         run.releasing_last = i;
-        bytes += ends ? give_back_gap(pool, planes, &run) : 0;
+        if (ends) {
+            add_gap(pool, plane, &run, ranges);
+        }
     }
-    for (uint32_t i = gap->releasing_first; i <= gap->releasing_last; i++) {
-        blocks[i].releasing = false;
+}
+
+/* Plane by plane, in the order of addresses: neighbours share the kernel's tables. */
+static void add_lane(const psi_pool *pool, uint32_t number, const psi_block *lane, psi_ranges *ranges) {
+    const psi_plane *planes = lane_planes(pool, number);
+    for (uint32_t p = 0; p < pool->planes_per_lane; p++) {
+        psi_gap gap;
+        for (uint32_t at = 0; next_gap(pool, lane, &at, &gap);) {
+            add_runs(pool, &planes[p], lane, &gap, ranges);
+        }
     }
-    return bytes;
+}
+
+static bool any_marks(const psi_pool *pool, const psi_block *lane) {
+    for (uint32_t i = 0; i < pool->lane_blocks; i++) {
+        if (lane[i].releasing) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void take_marks_off(const psi_pool *pool, psi_block *lane) {
+    for (uint32_t i = 0; i < pool->lane_blocks; i++) {
+        lane[i].releasing = false;
+    }
 }
 
 uint64_t psi_layout_give_back(psi_pool *pool) {
-    uint64_t bytes = 0;
-    for (uint32_t lane = 0; lane < pool->lanes; lane++) {
-        psi_block *blocks = &pool->block[(size_t)lane * pool->lane_blocks];
-        psi_gap gap;
-        for (uint32_t at = 0; next_gap(pool, blocks, &at, &gap);) {
-            bytes += give_back_runs(pool, lane_planes(pool, lane), blocks, &gap);
+    psi_ranges ranges; /* 8 KiB, not to be zeroed each time */
+    ranges.count = 0;
+    ranges.given_bytes = 0;
+    for (uint32_t number = 0; number < pool->lanes; number++) {
+        psi_block *lane = &pool->block[(size_t)number * pool->lane_blocks];
+        if (any_marks(pool, lane)) {
+            add_lane(pool, number, lane, &ranges);
+            take_marks_off(pool, lane);
         }
     }
-    return bytes;
+    flush(&ranges);
+    return ranges.given_bytes;
 }

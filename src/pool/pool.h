@@ -197,6 +197,10 @@ uint64_t psi_cache_take_room(psi_cache *cache, uint64_t want_bytes);
 void psi_cache_look_again(psi_cache *cache);
 /* Has the writer read what was asked for. */
 void psi_cache_wake_writer(psi_cache *cache);
+/* Counts bytes that are about to be written to a store, within the hour's bound; `must`: a trim needs them written. 0,
+ * or -EAGAIN when they may not. And whether they might, without counting: for an exchange. */
+int psi_cache_take_write(psi_cache *cache, uint64_t bytes, bool must);
+bool psi_cache_may_write(psi_cache *cache, uint64_t bytes);
 /* Has the writer free the disk's room of forgotten records, once it has nothing else to do. */
 void psi_cache_tidy(psi_cache *cache);
 bool psi_cache_is_pressed(const psi_cache *cache);

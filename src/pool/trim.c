@@ -70,7 +70,7 @@ static int clean(psi_pool *pool, uint32_t block) {
     if (psi_clean_is_full(error) && free_a_clean_copy(pool)) { /* which has room on the disk */
         error = psi_clean_write_record(pool, &b->slot);
     }
-    if (error != 0) {
+    if (error != 0 && error != -EAGAIN) { /* that is the hour's bound */
         psi_clean_say_error(pool, error);
     }
     return error;
@@ -292,7 +292,8 @@ bool psi_trim_may_take(const psi_pool *pool, uint32_t block) {
 
 bool psi_trim_take(psi_pool *pool, uint32_t block) {
     bool asleep = is_asleep(pool, &pool->block[block], PSI_TRIM_ALL);
-    if (pool->store == NULL || !evict(pool, block, PSI_TRIM_ALL, asleep)) {
+    bool may = pool->block[block].slot != PSI_SLOT_NONE || psi_cache_may_write(pool->cache, pool->record_bytes);
+    if (pool->store == NULL || !may || !evict(pool, block, PSI_TRIM_ALL, asleep)) {
         return false;
     }
     pool->returned_bytes += psi_layout_give_back(pool);

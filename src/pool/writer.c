@@ -1,6 +1,8 @@
 /* writer.c - the thread that writes blocks to the store, one at a time, as the watcher asks, and reads those that are
  * to come back, as the engine's thread asks: a disk that takes its time holds up no reading, trim or step. It sleeps
  * while nothing is asked. */
+#include <errno.h>
+
 #include "pool/pool.h"
 #include "pool/watcher.h"
 
@@ -33,7 +35,7 @@ static void write_one(psi_cache *cache, psi_pool *pool) {
     int64_t bytes = psi_clean_one(pool, PSI_TRIM_ALL);
     uint64_t left = bytes > 0 && (uint64_t)bytes < want ? want - (uint64_t)bytes : 0;
     (void)atomic_compare_exchange_strong(&pool->want_write_bytes, &want, left); /* a newer wish stays */
-    if (bytes < 0) {
+    if (bytes < 0 && (bytes != -EAGAIN || psi_cache_is_pressed(cache))) { /* the hour's bound yields to pressure */
         atomic_store(&pool->may_write, true);
     } else if (bytes > 0) {
         atomic_store(&pool->may_write, false);
