@@ -93,6 +93,10 @@ typedef struct psi_options {
     double recall_share; /* the same of finding and fetching what is wanted, in steps of one token; 0.03 */
     uint64_t recall_us;  /* most time that a step spends on exchanges, if it is a prompt's (8 tokens or more) or the
                             first after blocks were taken, and one block's more; default 50 ms */
+    uint64_t store_hour_max_bytes; /* written to the store in any hour, all pools together; default no bound. Blocks are
+                                      then not written ahead of need; a trim under pressure or by hand still writes */
+    int store_hour_strict; /* 1 on, default off: trims keep to it, too; blocks that the store has not stay in memory, or
+                              are dropped where that would end the process (PSI_CACHE_STORE_HOUR_STRICT=on) */
 } psi_options;
 
 /* Opens signals and controller, and starts the watcher thread with the first pool. NULL options:
@@ -327,7 +331,9 @@ typedef struct psi_stats {
     char staller[96];             /* the one that stalled most */
     uint64_t recalls;             /* exchanges of hidden blocks that were wanted */
     uint64_t recalled_bytes;
-    uint64_t recall_us; /* spent on them */
+    uint64_t recall_us;            /* spent on them */
+    uint64_t store_hour_bytes;     /* handed to the store's disk in the last hour */
+    uint64_t store_hour_max_bytes; /* the bound on it; 0: none */
 } psi_stats;
 
 /* Fills *stats, of which size must be set (fields past it are left alone). NULL cache: all caches of the process

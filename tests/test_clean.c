@@ -187,6 +187,33 @@ static void a_full_store_says_so_and_loses_nothing(void **state) {
     psi_cache_close(cache);
 }
 
+static uint64_t room_on_disk(void) {
+    uint64_t bytes = 0;
+    for (int fd = 3; fd < 256; fd++) {
+        struct stat status;
+        if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_nlink == 0) {
+            bytes += (uint64_t)status.st_blocks * 512;
+        }
+    }
+    return bytes;
+}
+
+static void the_records_of_a_cleared_cache_leave_the_disk(void **state) {
+    (void)state;
+    psi_cache *cache = quiet_cache(0);
+    psi_pool *pool = filled_pool(cache);
+    uint64_t before = room_on_disk();
+    assert_int_equal(clean_all(pool, PSI_TRIM_ALL), BLOCKS - 3);
+    assert_true(room_on_disk() > before);
+    psi_pool_clear(pool);
+    for (int i = 0; i < 20000 && room_on_disk() > before; i++) {
+        psi_os_pause_us(1000);
+    }
+    assert_true(room_on_disk() <= before);
+    psi_pool_destroy(pool);
+    psi_cache_close(cache);
+}
+
 /* ---- Threads: one cleans all the time, the other writes, trims and checks -------------------------- */
 
 typedef struct cleaner {
@@ -308,6 +335,7 @@ int main(void) {
         cmocka_unit_test(a_spike_faster_than_the_store_drops_what_it_may),
         cmocka_unit_test(a_written_block_is_not_clean_any_more),
         cmocka_unit_test(a_full_store_says_so_and_loses_nothing),
+        cmocka_unit_test(the_records_of_a_cleared_cache_leave_the_disk),
         cmocka_unit_test(written_and_cleaned_at_once_no_byte_is_wrong),
         cmocka_unit_test(the_watcher_writes_ahead_when_memory_is_short),
         cmocka_unit_test(while_memory_is_plenty_nothing_is_written),

@@ -150,6 +150,43 @@ static void bad_arguments_are_refused(void **state) {
     assert_null(store);
 }
 
+static uint64_t room_on_disk(void) {
+    struct stat status;
+    assert_int_equal(fstat(descriptor_of_store(), &status), 0);
+    return (uint64_t)status.st_blocks * 512;
+}
+
+static void forgotten_records_leave_the_disk_when_they_are_told_to(void **state) {
+    (void)state;
+    psi_store *store = open_file_store(UINT64_MAX, 8);
+    unsigned char *record = record_of(7), *got = psi_os_reserve(RECORD);
+    uint32_t slots[4];
+    for (int i = 0; i < 4; i++) {
+        assert_int_equal(psi_store_write(store, record, &slots[i]), 0);
+    }
+    uint64_t before = room_on_disk();
+    psi_store_free(store, slots[1]);
+    psi_store_free(store, slots[3]);
+    assert_int_equal(room_on_disk(), before);
+    for (int i = 0; i < 2; i++) {
+        uint32_t slot = psi_store_take_idle(store);
+        assert_true(slot == slots[1] || slot == slots[3]);
+        psi_store_vacate(store, slot);
+        psi_store_hand_back_idle(store, slot);
+    }
+    assert_int_equal(psi_store_take_idle(store), PSI_SLOT_NONE);
+    assert_true(room_on_disk() < before);
+    assert_int_equal(psi_store_read(store, slots[0], got), 0);
+    assert_int_equal(psi_store_read(store, slots[2], got), 0);
+    for (int i = 0; i < 6; i++) { /* all are there to be used */
+        assert_int_equal(psi_store_write(store, record, &slots[1]), 0);
+    }
+    assert_int_equal(psi_store_write(store, record, &slots[1]), -ENOSPC);
+    psi_os_unreserve(record, RECORD);
+    psi_os_unreserve(got, RECORD);
+    psi_store_close(store);
+}
+
 static void kind_none_takes_nothing(void **state) {
     (void)state;
     psi_store *store = NULL;
@@ -184,6 +221,7 @@ int main(void) {
         cmocka_unit_test(a_short_file_is_an_error),
         cmocka_unit_test(the_file_is_private_and_has_no_name),
         cmocka_unit_test(bad_arguments_are_refused),
+        cmocka_unit_test(forgotten_records_leave_the_disk_when_they_are_told_to),
         cmocka_unit_test(kind_none_takes_nothing),
         cmocka_unit_test(the_checksum_sees_every_bit),
     };

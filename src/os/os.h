@@ -21,6 +21,13 @@ void psi_os_unreserve(void *base, size_t bytes);
  * and cost memory only when written again. 0 or a negative errno. */
 int psi_os_give_back(void *base, size_t bytes);
 
+/* The same for many ranges, in few calls to the system where it can. Bytes given back. */
+typedef struct psi_os_range {
+    void *base;
+    size_t bytes;
+} psi_os_range;
+uint64_t psi_os_give_back_ranges(const psi_os_range *ranges, size_t count);
+
 /* Monotonic time. */
 uint64_t psi_os_now_us(void);
 
@@ -100,9 +107,13 @@ int psi_os_replace_file(const char *path, const char *bytes, size_t count);
  * descriptor or a negative errno. */
 int psi_os_open_unlinked(const char *directory);
 
-/* Whole or nothing: 0, or a negative errno (-ENOSPC, -EIO for a short read, ...). */
+/* Whole or nothing: 0, or a negative errno (-ENOSPC, -EIO for a short read, ...). Where the file system takes the flag
+ * O_DIRECT and then no transfer with it, the descriptor goes through the page cache from there on. */
 int psi_os_write_at(int descriptor, const void *bytes, size_t count, uint64_t offset);
 int psi_os_read_at(int descriptor, void *bytes, size_t count, uint64_t offset);
+/* Waits until a range that was written has reached the disk; 0, or a negative errno when it has not. Nothing to do for
+ * a descriptor past the page cache. */
+int psi_os_flush(int descriptor, uint64_t offset, uint64_t count);
 /* Tells the system that a range of a file will not be wanted (drops page cache), or frees its disk space. */
 void psi_os_forget(int descriptor, uint64_t offset, uint64_t count);
 void psi_os_punch(int descriptor, uint64_t offset, uint64_t count);

@@ -1,5 +1,5 @@
 /* os_linux.c - the seam's Linux side: pages, small files, the store's descriptor, clock.
- * Called from every room, on any thread; keeps no state. */
+ * Called from every room, on any thread; keeps no state but what the kernel was found to be able to do. */
 #ifdef __linux__
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -20,6 +20,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -54,6 +55,63 @@ int psi_os_give_back(void *base, size_t bytes) {
         return 0;
     }
     return -errno;
+}
+
+/* ---- Many ranges in one call: process_madvise on ourselves ------------------------------------------- */
+
+#ifndef SYS_process_madvise
+#define SYS_process_madvise 440 /* the same on every architecture */
+#endif
+#define PIDFD_OF_SELF                                                                                                  \
+    (-10000) /* PIDFD_SELF_THREAD_GROUP's like, from Linux 6.14: no descriptor to open and to keep                     \
+              */
+_Static_assert(sizeof(psi_os_range) == sizeof(struct iovec) &&
+                   offsetof(psi_os_range, base) == offsetof(struct iovec, iov_base) &&
+                   offsetof(psi_os_range, bytes) == offsetof(struct iovec, iov_len),
+               "ranges are handed to the kernel as they are");
+
+static pthread_once_t batches_probed = PTHREAD_ONCE_INIT;
+static bool batches_work;
+
+/* Bytes of the leading ranges that were given back; negative when not even the first was. */
+static ssize_t give_back_batch(const psi_os_range *ranges, size_t count) {
+    return (ssize_t)syscall(SYS_process_madvise, PIDFD_OF_SELF, ranges, count, MADV_DONTNEED, 0);
+}
+
+/* Before Linux 6.13 the call refuses MADV_DONTNEED, a sandbox may refuse the call: tried once, on a page that is ours.
+ */
+static void probe_batches(void) {
+    size_t page = psi_os_page_bytes();
+    volatile unsigned char *base = psi_os_reserve(page);
+    if (base != NULL) {
+        psi_os_range range = {.base = (void *)base, .bytes = page};
+        *base = 1;
+        batches_work = give_back_batch(&range, 1) == (ssize_t)page && *base == 0;
+        psi_os_unreserve((void *)base, page);
+    }
+}
+
+static uint64_t give_back_one(const psi_os_range *range) {
+    return psi_os_give_back(range->base, range->bytes) == 0 ? range->bytes : 0;
+}
+
+uint64_t psi_os_give_back_ranges(const psi_os_range *ranges, size_t count) {
+    enum { BATCH = 512 }; /* the kernel takes up to 1,024 */
+    uint64_t bytes = 0;
+    (void)pthread_once(&batches_probed, probe_batches);
+    for (size_t at = 0; at < count;) {
+        size_t most = count - at < BATCH ? count - at : BATCH;
+        ssize_t given = batches_work && most > 1 ? give_back_batch(&ranges[at], most) : -1;
+        for (; given > 0 && at < count && (size_t)given >= ranges[at].bytes; at++) {
+            given -= (ssize_t)ranges[at].bytes;
+            bytes += ranges[at].bytes;
+            most--;
+        }
+        if (most > 0 && at < count) { /* it stopped here: locked pages, for one */
+            bytes += give_back_one(&ranges[at++]);
+        }
+    }
+    return bytes;
 }
 
 uint64_t psi_os_now_us(void) {
@@ -425,6 +483,20 @@ static int within_file_limit(uint64_t end) {
     return end <= (uint64_t)limit.rlim_cur;
 }
 
+static bool is_direct(int descriptor) {
+    int flags = fcntl(descriptor, F_GETFL);
+    return flags >= 0 && (flags & O_DIRECT) != 0;
+}
+
+/* After a transfer that failed: true when it was refused for being direct, and the next one will not be. Some file
+ * systems take the flag and no transfer; some disks' sectors are larger than our pages. */
+static bool is_direct_no_more(int descriptor, ssize_t transferred) {
+    if (transferred >= 0 || errno != EINVAL || !is_direct(descriptor)) {
+        return false;
+    }
+    return fcntl(descriptor, F_SETFL, fcntl(descriptor, F_GETFL) & ~O_DIRECT) == 0;
+}
+
 int psi_os_write_at(int descriptor, const void *bytes, size_t count, uint64_t offset) {
     if (!within_file_limit(offset + count)) {
         return -EFBIG;
@@ -432,7 +504,7 @@ int psi_os_write_at(int descriptor, const void *bytes, size_t count, uint64_t of
     const unsigned char *next = bytes;
     while (count > 0) {
         ssize_t wrote = pwrite(descriptor, next, count, (off_t)offset);
-        if (wrote < 0 && errno == EINTR) {
+        if ((wrote < 0 && errno == EINTR) || is_direct_no_more(descriptor, wrote)) {
             continue;
         }
         if (wrote <= 0) {
@@ -449,7 +521,7 @@ int psi_os_read_at(int descriptor, void *bytes, size_t count, uint64_t offset) {
     unsigned char *next = bytes;
     while (count > 0) {
         ssize_t got = pread(descriptor, next, count, (off_t)offset);
-        if (got < 0 && errno == EINTR) {
+        if ((got < 0 && errno == EINTR) || is_direct_no_more(descriptor, got)) {
             continue;
         }
         if (got <= 0) {
@@ -462,10 +534,17 @@ int psi_os_read_at(int descriptor, void *bytes, size_t count, uint64_t offset) {
     return 0;
 }
 
+int psi_os_flush(int descriptor, uint64_t offset, uint64_t count) {
+    const unsigned all = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+    if (is_direct(descriptor) || sync_file_range(descriptor, (off_t)offset, (off_t)count, all) == 0) {
+        return 0;
+    }
+    return errno == ENOSYS || errno == EINVAL || errno == ESPIPE ? 0
+                                                                 : -errno; /* no such call here: no error of a disk */
+}
+
 void psi_os_forget(int descriptor, uint64_t offset, uint64_t count) {
-    if ((fcntl(descriptor, F_GETFL) & O_DIRECT) == 0) {
-        (void)sync_file_range(descriptor, (off_t)offset, (off_t)count,
-                              SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+    if (!is_direct(descriptor)) {
         (void)posix_fadvise(descriptor, (off_t)offset, (off_t)count, POSIX_FADV_DONTNEED);
     }
 }

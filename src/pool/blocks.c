@@ -57,19 +57,23 @@ void psi_block_move(psi_pool *pool, uint32_t block, psi_block_state to) {
     }
 }
 
-/* Says the first failure; the rest is counted in store_errors. */
-static void say_read_error(psi_pool *pool, uint32_t block, int error) {
+void psi_block_lose(psi_pool *pool, uint32_t block, int error) {
     pool->store_errors++;
-    psi_log_line(psi_cache_log(pool->cache), PSI_LOG_ERROR,
-                 "block %u of pool %s could not be read back from the store (error %d): it stays hidden; "
-                 "check the disk below PSI_CACHE_STORE_DIR",
-                 block, pool->name, -error);
+    if (!pool->read_error_said) {
+        pool->read_error_said = true;
+        psi_log_line(
+            psi_cache_log(pool->cache), PSI_LOG_ERROR,
+            "block %u of pool %s could not be read back from the store (error %d): it stays hidden, as will all "
+            "others that cannot (store_errors counts them); check the disk below PSI_CACHE_STORE_DIR",
+            block, pool->name, -error);
+    }
+    psi_block_move(pool, block, PSI_BLOCK_DROPPED);
 }
 
 static int read_record(psi_pool *pool, uint32_t slot) {
     uint64_t began_us = psi_os_now_us();
     int error = psi_store_read(pool->store, slot, pool->record);
-    for (int i = 0; i < 2 && error != 0; i++) { /* a direct read may fail for want of memory, just then */
+    for (int i = 1; i < PSI_READ_TRIES && error != 0; i++) {
         error = psi_store_read(pool->store, slot, pool->record);
     }
     if (error == 0) {
@@ -83,8 +87,7 @@ const unsigned char *psi_block_read(psi_pool *pool, uint32_t block) {
     const unsigned char *record = psi_fetch_record(pool, block);
     int error = record == NULL ? read_record(pool, pool->block[block].slot) : 0;
     if (error != 0) {
-        say_read_error(pool, block, error);
-        psi_block_move(pool, block, PSI_BLOCK_DROPPED);
+        psi_block_lose(pool, block, error);
         return NULL;
     }
     return record != NULL ? record : pool->record;

@@ -124,6 +124,7 @@ psi_cache *psi_cache_open(const psi_options *options) {
     cache->store_left_bytes = cache->settings.store_max_bytes;
     pthread_mutex_init(&cache->lock, NULL);
     pthread_mutex_init(&cache->writing, NULL);
+    psi_budget_open(&cache->write_budget, cache->settings.store_hour_max_bytes);
     psi_control_init(&cache->control, &cache->settings.control);
     psi_tuning_file_load(cache);
     atomic_init(&cache->room_bytes, UINT64_MAX);
@@ -162,6 +163,7 @@ void psi_cache_close(psi_cache *cache) {
     close_senses(cache);
     pthread_mutex_destroy(&cache->lock);
     pthread_mutex_destroy(&cache->writing);
+    psi_budget_close(&cache->write_budget);
     free(cache);
 }
 
@@ -202,6 +204,40 @@ void psi_cache_wake_writer(psi_cache *cache) {
     }
     psi_os_bell_ring(&cache->writer_bell);
 }
+
+static void say_budget(psi_cache *cache) {
+    if (!atomic_exchange(&cache->budget_said, true)) {
+        psi_log_line(&cache->settings.log, PSI_LOG_WARN,
+                     "the stores have written what PSI_CACHE_STORE_HOUR_MAX_BYTES allows in an hour: %s",
+                     cache->settings.store_hour_strict
+                         ? "blocks stay in memory, and are dropped where that would end the process"
+                         : "blocks are written only once memory is short, which makes trims slower");
+    }
+}
+
+int psi_cache_take_write(psi_cache *cache, uint64_t bytes, bool must) {
+    uint64_t now_us = psi_os_now_us();
+    if (must && !cache->settings.store_hour_strict) {
+        psi_budget_overdraw(&cache->write_budget, bytes, now_us);
+        return 0;
+    }
+    if (psi_budget_take(&cache->write_budget, bytes, now_us)) {
+        return 0;
+    }
+    say_budget(cache);
+    return -EAGAIN;
+}
+
+bool psi_cache_may_write(psi_cache *cache, uint64_t bytes) {
+    bool pressed = atomic_load(&cache->pressed) && !cache->settings.store_hour_strict;
+    bool may = pressed || psi_budget_allows(&cache->write_budget, bytes, psi_os_now_us());
+    if (!may) {
+        say_budget(cache);
+    }
+    return may;
+}
+
+void psi_cache_tidy(psi_cache *cache) { psi_os_bell_ring(&cache->writer_bell); }
 
 void psi_cache_look_again(psi_cache *cache) {
     if (!psi_is_forked_child(cache)) { /* the bell is the parent's */
@@ -397,6 +433,8 @@ static void add_cache_stats(psi_stats *s, psi_cache *cache, bool first) {
     }
     add_tally(s, &cache->tally);
     s->trigger_events += cache->trigger_events;
+    s->store_hour_bytes += psi_budget_hour_bytes(&cache->write_budget, psi_os_now_us());
+    s->store_hour_max_bytes += cache->write_budget.most_bytes;
     for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
         add_pool_stats(s, pool);
     }

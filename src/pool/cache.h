@@ -6,6 +6,7 @@
 #include "pool/settings.h"
 #include "signal/culprit.h"
 #include "signal/trigger.h"
+#include "store/budget.h"
 
 /* What happened, for psi_stats; under the cache's lock. */
 typedef struct psi_tally {
@@ -54,6 +55,8 @@ struct psi_cache {
     int direction; /* -1 the cache shrank last, 1 it grew */
     psi_pool *pools;
     uint64_t store_left_bytes;
+    psi_budget write_budget; /* has a lock of its own, inside which nothing is taken */
+    _Atomic bool budget_said;
     int64_t own_balance_bytes; /* restored less trimmed, as the signals were told */
     pthread_t watcher;
     psi_os_bell bell; /* wakes the watcher */

@@ -55,6 +55,33 @@ static bool is_good(const psi_pool *pool, const psi_fetch *fetch) {
     return b->state == PSI_BLOCK_STORED && b->slot == fetch->slot && b->written == fetch->written;
 }
 
+/* What became of one read: the bytes are there, or nobody wants them any more, or (false) they are wrong. A failure
+ * counts only while the block is as it was asked for: else another record may lie there now. */
+static bool settle(psi_pool *pool, psi_fetch *fetch, int error, uint64_t took_us) {
+    bool good = is_good(pool, fetch);
+    if (error == 0) {
+        pool->read_us += took_us;
+        pool->read_bytes += pool->record_bytes;
+        error = psi_store_check(pool->store, fetch->slot, fetch->record);
+    }
+    if (good && error == 0) {
+        fetch->state = PSI_FETCH_READY;
+    } else if (!good) {
+        release(pool, fetch);
+    }
+    return !good || error == 0;
+}
+
+static bool read_once(psi_pool *pool, psi_fetch *fetch) {
+    uint64_t began_us = psi_os_now_us();
+    int error = psi_store_get(pool->store, fetch->slot, fetch->record);
+    uint64_t took_us = psi_os_now_us() - began_us;
+    pthread_mutex_lock(&pool->lock);
+    bool settled = settle(pool, fetch, error, took_us);
+    pthread_mutex_unlock(&pool->lock);
+    return settled;
+}
+
 bool psi_fetch_one(psi_pool *pool) {
     pthread_mutex_lock(&pool->lock);
     psi_fetch *fetch = find(pool, PSI_FETCH_ASKED);
@@ -64,22 +91,27 @@ bool psi_fetch_one(psi_pool *pool) {
         atomic_store(&pool->wants_fetch, false);
     }
     pthread_mutex_unlock(&pool->lock);
-    if (fetch == NULL) {
-        return false;
+    bool settled = fetch == NULL;
+    for (int i = 0; i < PSI_READ_TRIES && !settled; i++) {
+        settled = read_once(pool, fetch);
     }
-    uint64_t began_us = psi_os_now_us();
-    int error = psi_store_get(pool->store, fetch->slot, fetch->record);
-    uint64_t took_us = psi_os_now_us() - began_us;
-    pthread_mutex_lock(&pool->lock);
-    pool->read_us += took_us;
-    pool->read_bytes += pool->record_bytes;
-    if (error == 0 && is_good(pool, fetch) && psi_store_check(pool->store, fetch->slot, fetch->record) == 0) {
-        fetch->state = PSI_FETCH_READY;
-    } else { /* it is read again, and its loss said, when it comes the ordinary way */
+    if (!settled) { /* the engine's thread is to say so: no other drops a block */
+        pthread_mutex_lock(&pool->lock);
+        fetch->state = PSI_FETCH_FAILED;
+        pthread_mutex_unlock(&pool->lock);
+    }
+    return fetch != NULL;
+}
+
+uint32_t psi_fetch_take_failed(psi_pool *pool) {
+    for (psi_fetch *fetch = find(pool, PSI_FETCH_FAILED); fetch != NULL; fetch = find(pool, PSI_FETCH_FAILED)) {
+        bool good = is_good(pool, fetch);
         release(pool, fetch);
+        if (good) {
+            return fetch->block;
+        }
     }
-    pthread_mutex_unlock(&pool->lock);
-    return true;
+    return PSI_BLOCK_NONE;
 }
 
 static psi_fetch *ready(psi_pool *pool, uint32_t block) {

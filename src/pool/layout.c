@@ -85,22 +85,37 @@ static bool pages_of(const psi_pool *pool, const psi_plane *plane, size_t c, con
     return *from < *to;
 }
 
-static bool is_read(const psi_pool *pool, uint32_t plane) {
-    return plane >= pool->read_first && plane < pool->read_end;
+/* Ranges on their way to the system: handed over many at once, since a call costs as much as some pages. */
+typedef struct psi_ranges {
+    psi_os_range range[512];
+    size_t count;
+    uint64_t given_bytes;
+} psi_ranges;
+
+static void flush(psi_ranges *ranges) {
+    ranges->given_bytes += psi_os_give_back_ranges(ranges->range, ranges->count);
+    ranges->count = 0;
 }
 
-/* Of the planes that the step reads just now (lingering), or of the others. */
-static uint64_t give_back_gap(psi_pool *pool, const psi_plane *planes, const psi_gap *gap, bool lingering) {
-    uint64_t bytes = 0;
+static void add(psi_ranges *ranges, uintptr_t from, uintptr_t to) {
+    psi_os_range *last = ranges->count > 0 ? &ranges->range[ranges->count - 1] : NULL;
+    if (last != NULL && (uintptr_t)last->base + last->bytes == from) {
+        last->bytes += to - from;
+        return;
+    }
+    if (ranges->count == sizeof(ranges->range) / sizeof(*ranges->range)) {
+        flush(ranges);
+    }
+    ranges->range[ranges->count++] = (psi_os_range){.base = (void *)from, .bytes = to - from};
+}
+
+static void add_gap(const psi_pool *pool, const psi_plane *plane, const psi_gap *gap, psi_ranges *ranges) {
     uintptr_t from = 0, to = 0;
-    for (uint32_t p = 0; p < pool->planes_per_lane; p++) {
-        for (size_t c = 0; c < planes[p].columns && is_read(pool, p) == lingering; c++) {
-            if (pages_of(pool, &planes[p], c, gap, &from, &to) && psi_os_give_back((void *)from, to - from) == 0) {
-                bytes += to - from;
-            }
+    for (size_t c = 0; c < plane->columns; c++) {
+        if (pages_of(pool, plane, c, gap, &from, &to)) {
+            add(ranges, from, to);
         }
     }
-    return bytes;
 }
 
 uint64_t psi_layout_own_bytes(const psi_pool *pool, uint32_t block) {
@@ -125,7 +140,7 @@ uint64_t psi_layout_own_bytes(const psi_pool *pool, uint32_t block) {
 }
 
 /* The next gap with something to release at or after *at; false when there is none. */
-static bool next_gap(psi_pool *pool, const psi_block *lane, uint32_t *at, psi_gap *gap) {
+static bool next_gap(const psi_pool *pool, const psi_block *lane, uint32_t *at, psi_gap *gap) {
     uint32_t i = *at;
     while (i < pool->lane_blocks) {
         if (lane[i].state == PSI_BLOCK_RESIDENT) {
@@ -151,35 +166,67 @@ static bool next_gap(psi_pool *pool, const psi_block *lane, uint32_t *at, psi_ga
 }
 
 /* Run by run: what lies between two of them went before, and is not returned again. */
-static uint64_t give_back_runs(psi_pool *pool, const psi_plane *planes, psi_block *blocks, const psi_gap *gap,
-                               bool lingering) {
-    uint64_t bytes = 0;
+static void add_runs(const psi_pool *pool, const psi_plane *plane, const psi_block *lane, const psi_gap *gap,
+                     psi_ranges *ranges) {
     psi_gap run = *gap;
     for (uint32_t i = gap->releasing_first; i <= gap->releasing_last; i++) {
-        bool begins = blocks[i].releasing && (i == gap->releasing_first || !blocks[i - 1].releasing);
-        bool ends = blocks[i].releasing && (i == gap->releasing_last || !blocks[i + 1].releasing);
+        bool begins = lane[i].releasing && (i == gap->releasing_first || !lane[i - 1].releasing);
+        bool ends = lane[i].releasing && (i == gap->releasing_last || !lane[i + 1].releasing);
         run.releasing_first = begins ? i : run.releasing_first;
         run.releasing_last = i;
-        bytes += ends ? give_back_gap(pool, planes, &run, lingering) : 0;
+        if (ends) {
+            add_gap(pool, plane, &run, ranges);
+        }
     }
-    for (uint32_t i = gap->releasing_first; i <= gap->releasing_last; i++) {
-        blocks[i].lingers =
-            !lingering && pool->read_first < pool->read_end && (blocks[i].lingers || blocks[i].releasing);
-        blocks[i].releasing = false;
+}
+
+static bool is_read(const psi_pool *pool, uint32_t plane) {
+    return plane >= pool->read_first && plane < pool->read_end;
+}
+
+/* Plane by plane, in the order of addresses: neighbours share the kernel's tables. Of the planes that the step reads
+ * just now (lingering), or of the others. */
+static void add_lane(const psi_pool *pool, uint32_t number, const psi_block *lane, bool lingering, psi_ranges *ranges) {
+    const psi_plane *planes = lane_planes(pool, number);
+    for (uint32_t p = 0; p < pool->planes_per_lane; p++) {
+        psi_gap gap;
+        for (uint32_t at = 0; is_read(pool, p) == lingering && next_gap(pool, lane, &at, &gap);) {
+            add_runs(pool, &planes[p], lane, &gap, ranges);
+        }
     }
-    return bytes;
+}
+
+static bool any_marks(const psi_pool *pool, const psi_block *lane) {
+    for (uint32_t i = 0; i < pool->lane_blocks; i++) {
+        if (lane[i].releasing) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* What the step reads just now of these blocks goes later. */
+static void take_marks_off(const psi_pool *pool, psi_block *lane, bool lingering) {
+    bool later = !lingering && pool->read_first < pool->read_end;
+    for (uint32_t i = 0; i < pool->lane_blocks; i++) {
+        lane[i].lingers = lane[i].lingers || (lane[i].releasing && later);
+        lane[i].releasing = false;
+    }
 }
 
 static uint64_t give_back(psi_pool *pool, bool lingering) {
-    uint64_t bytes = 0;
-    for (uint32_t lane = 0; lane < pool->lanes; lane++) {
-        psi_block *blocks = &pool->block[(size_t)lane * pool->lane_blocks];
-        psi_gap gap;
-        for (uint32_t at = 0; next_gap(pool, blocks, &at, &gap);) {
-            bytes += give_back_runs(pool, lane_planes(pool, lane), blocks, &gap, lingering);
+    psi_ranges ranges; /* 8 KiB, not to be zeroed each time */
+    ranges.count = 0;
+    ranges.given_bytes = 0;
+    for (uint32_t number = 0; number < pool->lanes; number++) {
+        psi_block *lane = &pool->block[(size_t)number * pool->lane_blocks];
+        if (any_marks(pool, lane)) {
+            add_lane(pool, number, lane, lingering, &ranges);
+            take_marks_off(pool, lane, lingering);
         }
     }
-    return bytes;
+    flush(&ranges);
+    return ranges.given_bytes;
 }
 
 uint64_t psi_layout_give_back(psi_pool *pool) { return give_back(pool, false); }

@@ -322,6 +322,14 @@ void *psi_block_alloc(psi_pool *pool, psi_block_id *id) {
     return address;
 }
 
+/* A conversation's bytes are not to lie on the disk for longer than it lasts. */
+static void have_tidied(psi_pool *pool) {
+    if (pool->store != NULL && !psi_is_forked_child(pool->cache)) {
+        atomic_store(&pool->wants_tidy, true);
+        psi_cache_tidy(pool->cache);
+    }
+}
+
 static void empty_block(psi_pool *pool, uint32_t block) {
     psi_block *b = &pool->block[block];
     if (b->state != PSI_BLOCK_EMPTY) {
@@ -338,9 +346,13 @@ static void empty_block(psi_pool *pool, uint32_t block) {
 void psi_block_free(psi_pool *pool, psi_block_id block) {
     if (pool != NULL && block < pool->blocks) {
         pthread_mutex_lock(&pool->lock);
+        bool had_record = pool->block[block].slot != PSI_SLOT_NONE;
         empty_block(pool, block);
         (void)psi_layout_give_back(pool);
         pthread_mutex_unlock(&pool->lock);
+        if (had_record) {
+            have_tidied(pool);
+        }
     }
 }
 
@@ -356,6 +368,7 @@ void psi_pool_clear(psi_pool *pool) {
     pool->fresh = 0;
     (void)psi_layout_give_back(pool);
     pthread_mutex_unlock(&pool->lock);
+    have_tidied(pool);
 }
 
 /* Restores what a person asked for: all of it that there is room for, wanted or not. */

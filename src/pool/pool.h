@@ -31,7 +31,13 @@ typedef struct psi_block {
 } psi_block;
 
 /* A hidden block's bytes on their way from the store: asked for by the engine's thread, read by the writer's. */
-typedef enum psi_fetch_state { PSI_FETCH_FREE, PSI_FETCH_ASKED, PSI_FETCH_READING, PSI_FETCH_READY } psi_fetch_state;
+typedef enum psi_fetch_state {
+    PSI_FETCH_FREE,
+    PSI_FETCH_ASKED,
+    PSI_FETCH_READING,
+    PSI_FETCH_READY,
+    PSI_FETCH_FAILED
+} psi_fetch_state;
 
 typedef struct psi_fetch {
     psi_fetch_state state;
@@ -80,7 +86,10 @@ struct psi_pool {
     uint32_t hidden;                    /* of the stored: blocks that the last step would have read */
     uint64_t trims, restores, refusals, trimmed_bytes, restored_bytes, store_errors;
     uint64_t returned_bytes; /* to the system, in whole pages: less than trimmed where blocks share pages */
-    bool store_error_said, drop_said;
+    bool store_error_said, read_error_said, drop_said;
+    /* After a failed write the store is left alone for a while; see clean.c. */
+    int write_error; /* the last; 0: the last write succeeded */
+    uint64_t write_pause_us, write_again_us;
     /* Requests from the watcher and from other processes, taken at the next safe point; any thread. */
     _Atomic uint64_t want_trim_bytes, want_restore_bytes;
     _Atomic uint64_t want_write_bytes;   /* of blocks that go next: to be written by the writer */
@@ -102,6 +111,7 @@ struct psi_pool {
     uint64_t recalls, recalled_bytes, recall_us; /* exchanges of hidden blocks for others */
     psi_fetch fetches[PSI_FETCH_BLOCKS];
     _Atomic bool wants_fetch; /* some are ASKED; the writer's to clear */
+    _Atomic bool wants_tidy;  /* blocks were freed whose records have room on the disk; the writer's to clear */
 };
 
 /* What a trim may touch. */
@@ -133,6 +143,11 @@ int psi_block_bring_back(psi_pool *pool, uint32_t block);
  * are lost (it is DROPPED then); and their way back into memory. */
 const unsigned char *psi_block_read(psi_pool *pool, uint32_t block);
 void psi_block_fill(psi_pool *pool, uint32_t block, const unsigned char *record);
+/* A STORED block cannot be read: counts it, says the first, and moves it to DROPPED. */
+void psi_block_lose(psi_pool *pool, uint32_t block, int error);
+/* A record is read up to so many times before it counts as lost: a direct read may fail for want of memory, just then.
+ */
+enum { PSI_READ_TRIES = 3 };
 
 /* trim.c. Bytes given back, not below floor_bytes of resident ones; bytes restored. */
 uint64_t psi_trim(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, uint64_t floor_bytes);
@@ -160,6 +175,8 @@ bool psi_fetch_one(psi_pool *pool);
 /* A block's bytes, if they were read and are still its own; NULL. Released with all others that were read. */
 const unsigned char *psi_fetch_record(psi_pool *pool, uint32_t block);
 bool psi_fetch_any_ready(psi_pool *pool);
+/* A block that could not be read; PSI_BLOCK_NONE when there is none more. */
+uint32_t psi_fetch_take_failed(psi_pool *pool);
 void psi_fetch_release(psi_pool *pool);
 void psi_fetch_close(psi_pool *pool);
 
@@ -173,7 +190,15 @@ void psi_trim_take(psi_pool *pool, uint32_t block);
  * without the pool's lock, which is held for the copying only. Bytes written; 0 when there is nothing to write; a
  * negative errno when the store cannot take it. */
 int64_t psi_clean_one(psi_pool *pool, psi_trim_scope scope);
+/* Writes pool->record to the store; under the lock. 0, or why not. */
+int psi_clean_write_record(psi_pool *pool, uint32_t *slot);
+/* After a failed write: why, until it is time to try again; then 0. */
+int psi_clean_pause(const psi_pool *pool);
+bool psi_clean_is_full(int error);
+/* Counts an error of writing, and says the first. */
 void psi_clean_say_error(psi_pool *pool, int error);
+/* Frees the disk's room of one forgotten record; writer's thread, without the lock. False: there is none. */
+bool psi_clean_tidy_one(psi_pool *pool);
 
 /* pool.c: restored less returned to the system, at most 0. */
 int64_t psi_pool_own_balance_bytes(const psi_pool *pool);
@@ -199,6 +224,12 @@ bool psi_cache_take_whole_room(psi_cache *cache, uint64_t want_bytes);
 void psi_cache_look_again(psi_cache *cache);
 /* Has the writer read what was asked for. */
 void psi_cache_wake_writer(psi_cache *cache);
+/* Counts bytes that are about to be written to a store, within the hour's bound; `must`: a trim needs them written. 0,
+ * or -EAGAIN when they may not. And whether they might, without counting: for an exchange. */
+int psi_cache_take_write(psi_cache *cache, uint64_t bytes, bool must);
+bool psi_cache_may_write(psi_cache *cache, uint64_t bytes);
+/* Has the writer free the disk's room of forgotten records, once it has nothing else to do. */
+void psi_cache_tidy(psi_cache *cache);
 bool psi_cache_is_pressed(const psi_cache *cache);
 bool psi_cache_recalls(const psi_cache *cache);
 double psi_cache_score_share(const psi_cache *cache);

@@ -96,6 +96,9 @@ static uint32_t exchange(psi_pool *pool, sides s, uint64_t most_us) {
 }
 
 void psi_recall_fetched(psi_pool *pool) {
+    for (uint32_t lost = psi_fetch_take_failed(pool); lost != PSI_BLOCK_NONE; lost = psi_fetch_take_failed(pool)) {
+        psi_block_lose(pool, lost, -EIO);
+    }
     if (psi_fetch_any_ready(pool)) {
         (void)exchange(pool, collect(pool, true), UINT64_MAX);
         psi_fetch_release(pool);

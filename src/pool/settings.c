@@ -68,6 +68,12 @@ static bool is_on(int option, const char *name) {
     return option > 0 || (option == 0 && (value == NULL || strcmp(value, "off") != 0));
 }
 
+/* The other way round: off unless it is "on". */
+static bool is_asked_for(int option, const char *name) {
+    const char *value = environment(name);
+    return option > 0 || (option == 0 && value != NULL && strcmp(value, "on") == 0);
+}
+
 static void resolve_log(psi_settings *settings, const psi_options *o) {
     settings->log = (psi_log){.fn = o->log, .user = o->log_user, .level = PSI_LOG_WARN};
     const char *verbose = environment("VERBOSE");
@@ -162,6 +168,8 @@ int psi_settings_resolve(psi_settings *settings, const psi_options *options) {
     resolve_control(&made, o);
     made.floor_bytes = or_bytes(&made.log, o->floor_bytes, "FLOOR_BYTES", 0);
     made.store_max_bytes = or_bytes(&made.log, o->store_max_bytes, "STORE_MAX_BYTES", UINT64_MAX);
+    made.store_hour_max_bytes = or_bytes(&made.log, o->store_hour_max_bytes, "STORE_HOUR_MAX_BYTES", 0);
+    made.store_hour_strict = is_asked_for(o->store_hour_strict, "STORE_HOUR_STRICT");
     made.policy = psi_policy_find(text_of(o->policy, "POLICY", NULL));
     made.recall = is_on(o->recall, "RECALL");
     made.score_share = o->score_share > 0 ? o->score_share : share(&made.log, "SCORE_SHARE", 0.01);

@@ -11,7 +11,8 @@ enum { PSI_SETTING_PATH_BYTES = 1024 };
 
 typedef struct psi_settings {
     psi_control_options control;
-    uint64_t floor_bytes, store_max_bytes; /* 0: default */
+    uint64_t floor_bytes, store_max_bytes, store_hour_max_bytes; /* 0: default; no bound */
+    bool store_hour_strict;
     const psi_policy *policy;
     bool recall;
     double score_share, recall_share;

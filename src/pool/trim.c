@@ -64,15 +64,14 @@ static int clean(psi_pool *pool, uint32_t block) {
     if (b->slot != PSI_SLOT_NONE) {
         return 0;
     }
-    uint64_t began_us = psi_os_now_us();
     psi_layout_gather(pool, block, pool->record);
-    int error = psi_store_write(pool->store, pool->record, &b->slot);
-    if ((error == -ENOSPC || error == -EFBIG) && free_a_clean_copy(pool)) {
-        error = psi_store_write(pool->store, pool->record, &b->slot);
+    int error = psi_clean_pause(pool);
+    error = error == 0 ? psi_clean_write_record(pool, &b->slot) : error;
+    if (psi_clean_is_full(error) && free_a_clean_copy(pool)) { /* which has room on the disk */
+        error = psi_clean_write_record(pool, &b->slot);
     }
-    if (error == 0) {
-        pool->written_bytes += pool->record_bytes;
-        pool->write_us += psi_os_now_us() - began_us;
+    if (error != 0 && error != -EAGAIN) { /* that is the hour's bound */
+        psi_clean_say_error(pool, error);
     }
     return error;
 }
@@ -89,9 +88,6 @@ static bool evict(psi_pool *pool, uint32_t block, psi_trim_scope scope, bool asl
         psi_block_move(pool, block, PSI_BLOCK_DROPPED);
     } else {
         int error = clean(pool, block);
-        if (error != 0) {
-            psi_clean_say_error(pool, error);
-        }
         /* Here is the engine's thread (the others give up clean blocks only): its owner knows before the next step. */
         if (error != 0 && (!atomic_load(&pool->may_drop) || is_kept(pool, block))) {
             return false;
@@ -119,7 +115,7 @@ static uint64_t take(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, 
         }
         if (evict(pool, next.block, scope, asleep)) {
             given += psi_layout_block_bytes(pool, next.block);
-        } else {
+        } else if (!atomic_load(&pool->may_drop)) {
             only_clean = true; /* the store failed: what it has already goes all the same */
         }
     }
@@ -312,6 +308,9 @@ bool psi_trim_may_take(const psi_pool *pool, uint32_t block) {
 }
 
 bool psi_trim_make_clean(psi_pool *pool, uint32_t block) {
+    if (pool->block[block].slot == PSI_SLOT_NONE && !psi_cache_may_write(pool->cache, pool->record_bytes)) {
+        return false; /* the hour's bound is for those who need room */
+    }
     int error = clean(pool, block);
     if (error != 0) {
         psi_clean_say_error(pool, error);

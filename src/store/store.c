@@ -16,6 +16,7 @@ struct psi_store {
     uint32_t slots, free_count;
     uint32_t *free_slots; /* a stack; the lowest slot on top at first */
     uint64_t *checksums;
+    unsigned char *occupies; /* the slot has room on the disk, whether it is in use or not */
 };
 
 static int open_file(psi_store *store, const char *directory, uint64_t max_bytes, uint32_t slots) {
@@ -23,7 +24,8 @@ static int open_file(psi_store *store, const char *directory, uint64_t max_bytes
     store->slots = fit < slots ? (uint32_t)fit : slots;
     store->free_slots = calloc((size_t)store->slots + 1, sizeof(*store->free_slots));
     store->checksums = calloc((size_t)store->slots + 1, sizeof(*store->checksums));
-    if (store->free_slots == NULL || store->checksums == NULL) {
+    store->occupies = calloc((size_t)store->slots + 1, sizeof(*store->occupies));
+    if (store->free_slots == NULL || store->checksums == NULL || store->occupies == NULL) {
         return -ENOMEM;
     }
     for (uint32_t i = 0; i < store->slots; i++) {
@@ -61,6 +63,7 @@ void psi_store_close(psi_store *store) {
         psi_os_close(store->descriptor);
         free(store->free_slots);
         free(store->checksums);
+        free(store->occupies);
         free(store);
     }
 }
@@ -76,17 +79,20 @@ int psi_store_reserve(psi_store *store, uint32_t *slot) {
         return -ENOSPC;
     }
     *slot = store->free_slots[--store->free_count];
+    store->occupies[*slot] = 1;
     return 0;
 }
 
 int psi_store_put(psi_store *store, uint32_t slot, const void *record) {
     uint64_t offset = (uint64_t)slot * store->record_bytes;
+    uint64_t sum = psi_checksum(record, store->record_bytes); /* before: of what was meant */
     int error = psi_os_write_at(store->descriptor, record, store->record_bytes, offset);
+    error = error == 0 ? psi_os_flush(store->descriptor, offset, store->record_bytes) : error;
     if (error != 0) {
         return error;
     }
     psi_os_forget(store->descriptor, offset, store->record_bytes);
-    store->checksums[slot] = psi_checksum(record, store->record_bytes);
+    store->checksums[slot] = sum;
     return 0;
 }
 
@@ -126,9 +132,33 @@ int psi_store_read(psi_store *store, uint32_t slot, void *record) {
     return error == 0 ? psi_store_check(store, slot, record) : error;
 }
 
+/* The room on the disk stays: freeing it may wait for the disk, and the slot is used again before any other. */
 void psi_store_free(psi_store *store, uint32_t slot) {
     if (slot < store->slots && store->free_count < store->slots && store->process_id == psi_os_process_id()) {
         store->free_slots[store->free_count++] = slot;
-        psi_os_punch(store->descriptor, (uint64_t)slot * store->record_bytes, store->record_bytes);
     }
+}
+
+uint32_t psi_store_take_idle(psi_store *store) {
+    uint32_t count = store->process_id == psi_os_process_id() ? store->free_count : 0;
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t slot = store->free_slots[i];
+        if (store->occupies[slot]) {
+            store->free_slots[i] = store->free_slots[--store->free_count];
+            return slot;
+        }
+    }
+    return PSI_SLOT_NONE;
+}
+
+void psi_store_vacate(const psi_store *store, uint32_t slot) {
+    psi_os_punch(store->descriptor, (uint64_t)slot * store->record_bytes, store->record_bytes);
+}
+
+/* To the bottom: a slot that still has room on the disk is used before one that has none. */
+void psi_store_hand_back_idle(psi_store *store, uint32_t slot) {
+    store->occupies[slot] = 0;
+    memmove(store->free_slots + 1, store->free_slots, store->free_count * sizeof(*store->free_slots));
+    store->free_slots[0] = slot;
+    store->free_count++;
 }

@@ -35,7 +35,13 @@ int psi_store_read(psi_store *store, uint32_t slot, void *record);
 int psi_store_get(const psi_store *store, uint32_t slot, void *record);
 int psi_store_check(const psi_store *store, uint32_t slot, const void *record);
 
-/* Forgets a record; its slot is used again. PSI_SLOT_NONE is ignored. */
+/* Forgets a record; its slot is used again. Never waits for the disk. PSI_SLOT_NONE is ignored. */
 void psi_store_free(psi_store *store, uint32_t slot);
+
+/* Gives the disk's room of forgotten records back, one at a time: take one that no record uses (PSI_SLOT_NONE: there is
+ * none), free its room (needs no lock, and may wait for the disk), hand it back. */
+uint32_t psi_store_take_idle(psi_store *store);
+void psi_store_vacate(const psi_store *store, uint32_t slot);
+void psi_store_hand_back_idle(psi_store *store, uint32_t slot);
 
 #endif

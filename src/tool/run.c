@@ -36,6 +36,8 @@ static const run_option the_options[] = {
     {"store", "PSI_CACHE_STORE", CHOICE, "file|none"},
     {"store-dir", "PSI_CACHE_STORE_DIR", DIRECTORY, NULL},
     {"store-max", "PSI_CACHE_STORE_MAX_BYTES", BYTES, NULL},
+    {"store-hour-max", "PSI_CACHE_STORE_HOUR_MAX_BYTES", BYTES, NULL},
+    {"store-hour-strict", "PSI_CACHE_STORE_HOUR_STRICT", CHOICE, "on|off"},
     {"floor", "PSI_CACHE_FLOOR_BYTES", BYTES, NULL},
     {"reserve", "PSI_CACHE_RESERVE_BYTES", BYTES, NULL},
     {"block-cells", "PSI_CACHE_BLOCK_CELLS", COUNT, NULL},

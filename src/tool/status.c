@@ -126,9 +126,17 @@ static void show_cache(const psi_stats *s) {
     printf("%" PRIu64 " trim%s (%s)  %" PRIu64 " restore%s (%s)  %" PRIu64 " refused  %" PRIu64 " steps", s->trims,
            s->trims == 1 ? "" : "s", tool_bytes(a, s->trimmed_bytes), s->restores, s->restores == 1 ? "" : "s",
            tool_bytes(b, s->restored_bytes), s->refusals, s->steps);
+    printf("\n");
+    if (s->written_bytes || s->store_hour_max_bytes) {
+        label("store");
+        printf("%s written (%s in the last hour%s%s)", tool_bytes(a, s->written_bytes),
+               tool_bytes(b, s->store_hour_bytes), s->store_hour_max_bytes ? " of " : "",
+               s->store_hour_max_bytes ? tool_bytes(c, s->store_hour_max_bytes) : "");
+    }
     if (s->store_errors)
         printf("  %s%" PRIu64 " store errors%s", tool_colour_on(TOOL_RED), s->store_errors, tool_colour_off());
-    printf("\n");
+    if (s->written_bytes || s->store_hour_max_bytes || s->store_errors)
+        printf("\n");
 }
 
 static void show(const view *seen) {
@@ -226,7 +234,9 @@ static void json_stats(const psi_stats *s) {
                   {"reaction_us", s->reaction_us},
                   {"recalls", s->recalls},
                   {"recalled_bytes", s->recalled_bytes},
-                  {"recall_us", s->recall_us}};
+                  {"recall_us", s->recall_us},
+                  {"store_hour_bytes", s->store_hour_bytes},
+                  {"store_hour_max_bytes", s->store_hour_max_bytes}};
     for (size_t i = 0; i < sizeof shares / sizeof *shares; i++)
         printf(",\"%s\":%.6g", shares[i].name, shares[i].value);
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)

@@ -1,0 +1,193 @@
+"""How fast 1,000 scattered clean blocks over 32 layers go back, against one madvise over as many bytes.
+
+Through the public C interface: 64 planes (K and V of 32 layers) in private memory are adopted, every other of 2,000
+blocks has the lowest score and a copy in the store already. Its trim, at one safe point, is deciding, marking and giving
+back pages: no byte is written (checked). In turn with it, one madvise over one range of as many bytes. Prints the median
+of both and the ratio of bandwidths, one row a size of piece; ends with 1 when a ratio is below the bar. A helper that
+spins on the other processor (--spin) makes the kernel tell it of each range that goes, as an engine's threads do.
+Needs twice the bytes of memory and as many on the disk of PSI_CACHE_STORE_DIR.
+"""
+import argparse
+import ctypes
+import mmap
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+os.environ.update(PSI_CACHE_CONTROLLER="off", PSI_CACHE_FLOOR_BYTES="1", PSI_CACHE_POLICY="attention")
+import psi_cache  # noqa: E402
+from psi_cache import _native  # noqa: E402
+
+LAYERS, TRIMMED = 32, 1000
+BLOCKS, PLANES = 2 * TRIMMED, 2 * LAYERS
+MADV_DONTNEED, MADV_NOHUGEPAGE = 4, 15
+STORED = 2
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+class Plane(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("block_bytes", ctypes.c_size_t), ("column_bytes", ctypes.c_size_t),
+                ("columns", ctypes.c_size_t), ("column_stride_bytes", ctypes.c_size_t)]
+
+
+class PoolOptions(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_size_t), ("name", ctypes.c_char_p), ("block_bytes", ctypes.c_size_t),
+                ("blocks", ctypes.c_uint32), ("lanes", ctypes.c_uint32), ("planes", ctypes.POINTER(Plane)),
+                ("planes_per_lane", ctypes.c_uint32), ("keep_first", ctypes.c_uint32),
+                ("keep_newest", ctypes.c_uint32), ("floor_bytes", ctypes.c_uint64), ("moved", ctypes.c_void_p),
+                ("moved_user", ctypes.c_void_p)]
+
+
+SPIN = r"""
+#include <pthread.h>
+static void *run(void *a) { for (volatile unsigned long i = 0;; i++) { } return a; }
+int spin(void) { pthread_t t; return pthread_create(&t, 0, run, 0); }
+"""
+
+
+def spin():
+    with tempfile.TemporaryDirectory() as directory:
+        source, library = os.path.join(directory, "spin.c"), os.path.join(directory, "spin.so")
+        with open(source, "w") as file:
+            file.write(SPIN)
+        subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-pthread", "-o", library, source], check=True)
+        ctypes.CDLL(library).spin()
+
+
+def load():
+    library = _native.library()
+    library.psi_cache_open.restype = library.psi_pool_adopt.restype = ctypes.c_void_p
+    library.psi_pool_adopt.argtypes = [ctypes.c_void_p, ctypes.POINTER(PoolOptions)]
+    library.psi_block_restore.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+    library.psi_pool_score.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+    library.psi_pool_mark.argtypes = library.psi_pool_states.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    for name in ("psi_pool_step", "psi_pool_destroy", "psi_cache_close"):
+        getattr(library, name).argtypes = [ctypes.c_void_p]
+    return library
+
+
+def reserve(length):
+    base = libc.mmap(None, length, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    if base in (None, ctypes.c_void_p(-1).value):
+        sys.exit(f"no memory for {length >> 20} MiB")
+    libc.madvise(base, length, MADV_NOHUGEPAGE)
+    return base
+
+
+def timed_s(call, *arguments):
+    """By the clock, and of the processor alone: on a busy machine the second is the one to believe."""
+    begin_ns, begin_cpu_ns = time.perf_counter_ns(), time.thread_time_ns()
+    call(*arguments)
+    cpu_ns = time.thread_time_ns() - begin_cpu_ns
+    return (time.perf_counter_ns() - begin_ns) / 1e9, cpu_ns / 1e9
+
+
+def one_madvise_s(length):
+    base = reserve(length)
+    ctypes.memset(base, 1, length)
+    took_s = timed_s(libc.madvise, base, length, MADV_DONTNEED)
+    libc.munmap(base, length)
+    return took_s
+
+
+def states_of(library, pool):
+    states = ctypes.create_string_buffer(BLOCKS)
+    library.psi_pool_states(pool, states)
+    return states.raw
+
+
+def resident_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * mmap.PAGESIZE
+
+
+class Cache:
+    def __init__(self, library, piece_bytes):
+        self.library, self.plane_bytes = library, piece_bytes * BLOCKS
+        self.base = reserve(PLANES * self.plane_bytes)
+        planes = (Plane * PLANES)(*(Plane(self.base + i * self.plane_bytes, piece_bytes, self.plane_bytes, 1, 0)
+                                    for i in range(PLANES)))
+        self.cache = library.psi_cache_open(None)
+        self.pool = library.psi_pool_adopt(self.cache, PoolOptions(
+            size=ctypes.sizeof(PoolOptions), blocks=BLOCKS, planes=planes, planes_per_lane=PLANES))
+        library.psi_pool_mark(self.pool, b"\3" * BLOCKS)
+        ctypes.memset(self.base, 1, PLANES * self.plane_bytes)
+        for _ in range(2):  # written one step ago: all may go
+            library.psi_pool_step(self.pool)
+        scores = (ctypes.c_float * BLOCKS)(*(i % 2 for i in range(BLOCKS)))
+        scores[0], scores[1] = 1, 0  # the first and the newest are kept
+        library.psi_pool_score(self.pool, 0, scores)
+
+    def trim_s(self):
+        """Every other block: half of what is resident."""
+        self.library.psi_pool_mark(self.pool, b"\1" * BLOCKS)
+        _native.trim(TRIMMED / BLOCKS)
+        before = resident_bytes()
+        took_s = timed_s(self.library.psi_pool_step, self.pool)
+        self.went = [i for i, state in enumerate(states_of(self.library, self.pool)) if state == STORED]
+        self.gave_bytes = before - resident_bytes()
+        return took_s
+
+    def restore(self):
+        for block in self.went:
+            self.library.psi_block_restore(self.pool, block)
+
+    def close(self):
+        self.library.psi_pool_destroy(self.pool)
+        self.library.psi_cache_close(self.cache)
+        libc.munmap(self.base, PLANES * self.plane_bytes)
+
+
+def scattered(went):
+    return sum(b - a > 1 for a, b in zip(went, went[1:])) / len(went)
+
+
+def measure(library, piece_bytes, rounds):
+    cache = Cache(library, piece_bytes)
+    length = TRIMMED * PLANES * piece_bytes
+    cache.trim_s()  # writes them
+    cache.restore()
+    ours, one = [], []
+    for _ in range(rounds):
+        written = psi_cache.stats()["written_bytes"]
+        ours.append(cache.trim_s())
+        if len(cache.went) != TRIMMED or scattered(cache.went) < 0.99 or psi_cache.stats()["written_bytes"] != written:
+            sys.exit(f"not what was meant: {len(cache.went)} blocks went, {scattered(cache.went):.2f} scattered")
+        if cache.gave_bytes < 0.98 * length:
+            sys.exit(f"{cache.gave_bytes >> 20} of {length >> 20} MiB left the process")
+        cache.restore()
+        one.append(one_madvise_s(length))
+    cache.close()
+    ours_s, one_s, ours_cpu_s, one_cpu_s = (statistics.median(times[i] for times in side)
+                                            for i in (0, 1) for side in (ours, one))
+    print(f"{PLANES * TRIMMED} pieces of {piece_bytes >> 10:3} KiB, {length >> 20} MiB: trim {ours_s * 1e3:6.1f} ms "
+          f"({length / ours_s / 2**30:.1f} GiB/s), one madvise {one_s * 1e3:6.1f} ms ({length / one_s / 2**30:.1f} GiB/s), "
+          f"ratio of bandwidths {one_s / ours_s:.2f}; of processor time {one_cpu_s / ours_cpu_s:.2f} "
+          f"({one_cpu_s * 1e3:.1f} / {ours_cpu_s * 1e3:.1f} ms; {rounds} rounds)", flush=True)
+    return one_s / ours_s
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kib", type=int, nargs="*", default=[16], help="bytes of a block in one plane, KiB: 32 tokens "
+                        "of a 7B model have 64 in 16 bits and 8 key heads, 34 in q8_0")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--spin", action="store_true", help="a second thread of the process is busy all the while")
+    parser.add_argument("--bar", type=float, default=0.6)
+    options = parser.parse_args()
+    if options.spin:
+        spin()
+    library = load()
+    ratios = [measure(library, kib << 10, options.rounds) for kib in options.kib]
+    return 1 if min(ratios) < options.bar else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
