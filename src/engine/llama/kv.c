@@ -171,8 +171,17 @@ static psi_kv *make_kv(const psi_abi *abi, void *context) {
     return kv;
 }
 
+/* Views come first where the engine copies a sequence's state to a second buffer, and bear the cache's names. */
+static const tensor *first_own(const psi_abi *abi, void *context) {
+    const tensor *t = abi->get_first_tensor(context);
+    while (t != NULL && t->view_src != NULL) {
+        t = abi->get_next_tensor(context, t);
+    }
+    return t;
+}
+
 void *psi_kv_take(const psi_abi *abi, void *context, void *buffer_type) {
-    const tensor *first = abi->get_first_tensor(context);
+    const tensor *first = first_own(abi, context);
     if (first == NULL || strncmp(first->name, "cache_", 6) != 0) {
         return NULL; /* weights and the like: nothing to say */
     }
@@ -334,16 +343,6 @@ void psi_kv_clear(psi_kv *kv) {
 
 /* ---- Reads and writes outside a graph ----------------------------------------------------------- */
 
-/* Cells of a key's rows; a V tensor's cells were or will be noted with its K. */
-static void note_rows(psi_kv *kv, const kv_tensor *which, const unsigned char *address, size_t count) {
-    if (which->is_key && count > 0) {
-        size_t row = which->t->nb[1], offset = (size_t)(address - which->data);
-        for (uint64_t cell = offset / row; cell <= (offset + count - 1) / row; cell++) {
-            psi_kv_note_cell(kv, cell);
-        }
-    }
-}
-
 _Thread_local const void *psi_llama_context;
 
 void psi_kv_copy_books(const kv_tensor *from_tensor, const psi_kv *from, size_t from_offset, const kv_tensor *to_tensor,
@@ -359,14 +358,50 @@ void psi_kv_copy_books(const kv_tensor *from_tensor, const psi_kv *from, size_t 
     }
 }
 
+/* Cells [first, last], with their streams: stream * cells + cell. */
+typedef struct cell_range {
+    uint64_t first, last;
+} cell_range;
+
+/* The cells of [offset, offset + count) in a tensor: exact for rows and within one column of a transposed V; all of the
+ * streams' for what crosses its columns. */
+static cell_range cells_of(const psi_kv *kv, const kv_tensor *which, size_t offset, size_t count) {
+    const tensor *t = which->t;
+    size_t end = offset + count - 1, row = t->nb[1], column = kv->cells * t->nb[0];
+    if (which->is_key || !kv->v_transposed) {
+        return (cell_range){offset / row, end / row};
+    }
+    uint64_t stream = offset / t->nb[2], last_stream = end / t->nb[2];
+    if (offset / column != end / column) {
+        return (cell_range){stream * kv->cells, (last_stream + 1) * kv->cells - 1};
+    }
+    return (cell_range){stream * kv->cells + offset % column / t->nb[0], stream * kv->cells + end % column / t->nb[0]};
+}
+
+static uint32_t count_lost(const psi_kv *kv, cell_range cells) {
+    uint32_t lost = 0;
+    for (uint64_t cell = cells.first; cell <= cells.last && kv->lost_cells > 0; cell++) {
+        lost += bit(kv->lost, cell);
+    }
+    return lost;
+}
+
+/* A V tensor's cells were or will be noted with its K. */
+static void note_rows(psi_kv *kv, const kv_tensor *which, cell_range cells) {
+    for (uint64_t cell = cells.first; which->is_key && cell <= cells.last; cell++) {
+        psi_kv_note_cell(kv, cell);
+    }
+}
+
 /* Bytes that were dropped leave the context by a way that has no mask: nothing can hide them there. */
-static void say_lost(psi_kv *kv) {
-    if (kv->lost_cells > 0 && !kv->lost_said) {
+static void say_lost(psi_kv *kv, cell_range cells) {
+    uint32_t lost = kv->lost_said ? 0 : count_lost(kv, cells);
+    if (lost > 0) {
         kv->lost_said = true;
         psi_llama_say(
             PSI_LOG_ERROR,
-            "a state is saved while %u cells are dropped: they are zero in it; keep a store (PSI_CACHE_STORE=file)",
-            kv->lost_cells);
+            "a state is saved with %u cells that are dropped: they are zero in it; keep a store (PSI_CACHE_STORE=file)",
+            lost);
     }
 }
 
@@ -378,38 +413,21 @@ static void touch_block(psi_kv *kv, uint32_t block, bool write) {
     }
 }
 
-/* Blocks of [address, address + count): exact for rows, all of the stream's for what crosses a transposed V's columns.
- */
-static void blocks_of_range(const psi_kv *kv, const kv_tensor *which, size_t offset, size_t count, uint32_t *first,
-                            uint32_t *last) {
-    const tensor *t = which->t;
-    uint32_t stream = (uint32_t)(offset / t->nb[2]), last_stream = (uint32_t)((offset + count - 1) / t->nb[2]);
-    *first = stream * kv->stream_blocks;
-    *last = (last_stream + 1) * kv->stream_blocks - 1;
-    bool rows = which->is_key || !kv->v_transposed;
-    if (rows && stream == last_stream) {
-        size_t row = t->nb[1], in_stream = offset % t->nb[2];
-        *first = stream * kv->stream_blocks + (uint32_t)(in_stream / row) / kv->block_cells;
-        *last = stream * kv->stream_blocks + (uint32_t)((in_stream + count - 1) / row) / kv->block_cells;
-    }
-}
-
 void psi_kv_touch(psi_kv *kv, const kv_tensor *which, const void *address, size_t count, bool write) {
     if (count == 0 || which == NULL) {
         return;
     }
+    cell_range cells = cells_of(kv, which, (size_t)((const unsigned char *)address - which->data), count);
     if (write) {
-        note_rows(kv, which, address, count);
+        note_rows(kv, which, cells);
     } else {
-        say_lost(kv);
+        say_lost(kv, cells);
     }
     if (kv->pool == NULL) {
         return;
     }
-    uint32_t first = 0, last = 0;
-    blocks_of_range(kv, which, (size_t)((const unsigned char *)address - which->data), count, &first, &last);
-    for (uint32_t i = first; i <= last && i < kv->blocks; i++) {
-        /* V's rows cannot be told apart here: what is empty stays so until its K is written */
+    for (uint32_t i = block_of_cell(kv, cells.first); i <= block_of_cell(kv, cells.last) && i < kv->blocks; i++) {
+        /* what is empty stays so until its K is written: V's range may be wider than what is meant */
         if (which->is_key || psi_block_get_state(kv->pool, i) != PSI_BLOCK_EMPTY) {
             touch_block(kv, i, write);
         }

@@ -3,6 +3,7 @@
 #include "engine/llama/listen.h"
 
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "os/os.h"
@@ -17,53 +18,64 @@ enum { PROMPT_ROWS = 8, ATTEND_ROWS = 4, WANT_ROWS = 8 };
 /* ---- The user's callbacks ---------------------------------------------------------------------- */
 
 typedef struct kept_callback {
+    struct kept_callback *next;
     const void *sched;
     psi_eval_callback callback;
     void *user;
 } kept_callback;
 
 static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER;
-static kept_callback kept[32];
-static const size_t kept_most = sizeof(kept) / sizeof(kept[0]);
-static bool kept_overflow; /* more schedulers than that: none is listened to, since theirs could not be put back */
+static kept_callback *kept; /* of schedulers that have one; few have */
+static bool kept_lost;      /* one could not be noted: nothing is listened to, since it could not be put back */
 
-static kept_callback *find_kept(const void *sched) {
-    for (size_t i = 0; i < kept_most; i++) {
-        if (kept[i].sched == sched) {
-            return &kept[i];
-        }
+static kept_callback **find_kept(const void *sched) {
+    kept_callback **link = &kept;
+    while (*link != NULL && (*link)->sched != sched) {
+        link = &(*link)->next;
     }
-    return NULL;
+    return link;
+}
+
+static void forget(kept_callback **link) {
+    kept_callback *gone = *link;
+    if (gone != NULL) {
+        *link = gone->next;
+        free(gone);
+    }
+}
+
+static void keep(const void *sched, psi_eval_callback callback, void *user) {
+    kept_callback **link = find_kept(sched);
+    if (*link == NULL) {
+        *link = calloc(1, sizeof(**link));
+    }
+    if (*link == NULL) {
+        kept_lost = true;
+        return;
+    }
+    kept_callback *next = (*link)->next;
+    **link = (kept_callback){next, sched, callback, user};
 }
 
 void psi_listen_keep_callback(const void *sched, psi_eval_callback callback, void *user) {
     pthread_mutex_lock(&kept_lock);
-    kept_callback *entry = find_kept(sched);
-    entry = entry != NULL ? entry : find_kept(NULL);
-    if (entry != NULL) {
-        *entry = (kept_callback){sched, callback, user};
+    if (callback != NULL) {
+        keep(sched, callback, user);
     } else {
-        kept_overflow = true;
+        forget(find_kept(sched));
     }
     pthread_mutex_unlock(&kept_lock);
 }
 
-void psi_listen_forget(const void *sched) {
-    pthread_mutex_lock(&kept_lock);
-    kept_callback *entry = find_kept(sched);
-    if (entry != NULL) {
-        *entry = (kept_callback){0};
-    }
-    pthread_mutex_unlock(&kept_lock);
-}
+void psi_listen_forget(const void *sched) { psi_listen_keep_callback(sched, NULL, NULL); }
 
 /* False: it cannot be known, so ours must not be set. */
 static bool get_kept(const void *sched, psi_eval_callback *callback, void **user) {
     pthread_mutex_lock(&kept_lock);
-    const kept_callback *entry = find_kept(sched);
+    const kept_callback *entry = *find_kept(sched);
     *callback = entry != NULL ? entry->callback : NULL;
     *user = entry != NULL ? entry->user : NULL;
-    bool known = !kept_overflow;
+    bool known = !kept_lost;
     pthread_mutex_unlock(&kept_lock);
     return known;
 }
