@@ -17,6 +17,7 @@ typedef struct psi_block {
     bool pinned;      /* psi_kv_malloc'ed: its owner is not told of moves, so it makes none */
     bool hidden;      /* taken while a step wanted it: comes back when there is room, not at once */
     bool releasing;   /* scratch of one trim */
+    bool lent;        /* psi_block_borrow: it was hidden */
     uint32_t slot;    /* its copy in the store, the same bytes while RESIDENT (clean); PSI_SLOT_NONE */
     uint32_t run;     /* blocks of the psi_kv_malloc run that starts here */
     uint64_t age;     /* running number of its last write; writes in a row count once */
@@ -150,6 +151,11 @@ void psi_fetch_close(psi_pool *pool);
 /* trim.c, for recall.c: true when the policy may take the block; takes it. */
 bool psi_trim_may_take(const psi_pool *pool, uint32_t block);
 bool psi_trim_take(psi_pool *pool, uint32_t block);
+
+/* trim.c: the owner changes a stored block where it lies, outside of steps. Its bytes come back, and the store's copy is
+ * forgotten; then they go to the store anew. Engine's thread; takes the lock. */
+int psi_block_borrow(psi_pool *pool, uint32_t block);
+void psi_block_put_away(psi_pool *pool, uint32_t block);
 
 /* clean.c: writes the block that would go next to the store, so that giving it up costs no write. Watcher's thread,
  * without the pool's lock, which is held for the copying only. Bytes written; 0 when there is nothing to write; a

@@ -22,6 +22,9 @@ void psi_listen_end(psi_llama_step *step);
 void psi_listen_keep_callback(const void *sched, psi_eval_callback callback, void *user);
 void psi_listen_forget(const void *sched);
 
+/* The user has one, or may have. */
+bool psi_listen_has_callback(const void *sched);
+
 /* Registers for fork(): the child must not find the list of callbacks locked. Once. */
 void psi_listen_handle_forks(void);
 

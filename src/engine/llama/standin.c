@@ -12,6 +12,7 @@
 
 #include "engine/llama/graph.h"
 #include "engine/llama/listen.h"
+#include "engine/llama/shift.h"
 #include "os/os.h"
 #include "pool/board.h"
 #include "pool/settings.h"
@@ -135,12 +136,16 @@ int ggml_backend_sched_graph_compute_async(void *sched, void *graph) {
     if (abi == NULL || abi->sched_graph_compute_async == NULL) {
         return STATUS_ALLOC_FAILED;
     }
+    int status = 0;
+    if (abi->fits && psi_shift_compute(abi, sched, graph, &status)) {
+        return status;
+    }
     psi_llama_step step = {.kv_count = 0};
     if (abi->fits && !psi_llama_step_begin(&step, abi, graph)) {
         psi_llama_say(PSI_LOG_INFO, "a step was refused: no memory for a new block, and none that could go for it");
         return STATUS_ABORTED; /* the engine takes the step's cells back, and its decode returns 2 */
     }
-    int status = psi_listen_compute(&step, abi, sched, graph);
+    status = psi_listen_compute(&step, abi, sched, graph);
     psi_llama_step_end(&step);
     return status;
 }
