@@ -226,13 +226,6 @@ psi_kv *psi_kv_unlink(const void *buffer) {
 
 /* ---- The pool ---------------------------------------------------------------------------------- */
 
-static bool bit(const uint64_t *bits, uint64_t at) { return (bits[at / 64] >> (at % 64) & 1) != 0; }
-
-static void set_bit(uint64_t *bits, uint64_t at, bool value) {
-    uint64_t mask = UINT64_C(1) << (at % 64);
-    bits[at / 64] = value ? bits[at / 64] | mask : bits[at / 64] & ~mask;
-}
-
 /* The pool dropped a block: what its cells held is lost, and they stay hidden until they are written anew. */
 static void block_moved(void *user, psi_block_id block, psi_block_state from, psi_block_state to) {
     psi_kv *kv = user;
@@ -243,8 +236,8 @@ static void block_moved(void *user, psi_block_id block, psi_block_state from, ps
     uint32_t stream = block / kv->stream_blocks, first = block % kv->stream_blocks * kv->block_cells;
     for (uint32_t c = first; c < first + kv->block_cells && c < kv->cells; c++) {
         uint64_t cell = (uint64_t)stream * kv->cells + c;
-        if (bit(kv->has, cell) && !bit(kv->lost, cell)) {
-            set_bit(kv->lost, cell, true);
+        if (psi_kv_bit(kv->has, cell) && !psi_kv_bit(kv->lost, cell)) {
+            psi_kv_set_bit(kv->lost, cell, true);
             kv->lost_cells++;
         }
     }
@@ -258,9 +251,9 @@ void psi_kv_note_cell(psi_kv *kv, uint64_t cell) {
     if (cell >= (uint64_t)kv->cells * kv->streams) {
         return;
     }
-    set_bit(kv->has, cell, true);
-    if (bit(kv->lost, cell)) {
-        set_bit(kv->lost, cell, false);
+    psi_kv_set_bit(kv->has, cell, true);
+    if (psi_kv_bit(kv->lost, cell)) {
+        psi_kv_set_bit(kv->lost, cell, false);
         kv->lost_cells--;
     }
     kv->step_last = cell;
@@ -288,7 +281,7 @@ static psi_plane plane_of(const psi_kv *kv, const kv_tensor *k, uint32_t stream,
 /* What was written before the pool was there (a state that was loaded first) counts as resident. */
 static void mark_what_is_there(psi_kv *kv) {
     for (uint64_t cell = 0; cell < (uint64_t)kv->cells * kv->streams; cell++) {
-        if (bit(kv->has, cell)) {
+        if (psi_kv_bit(kv->has, cell)) {
             kv->marks[block_of_cell(kv, cell)] |= PSI_MARK_WRITE;
         }
     }
@@ -352,8 +345,8 @@ void psi_kv_copy_books(const kv_tensor *from_tensor, const psi_kv *from, size_t 
     }
     uint64_t first = from_offset / from_tensor->t->nb[1], target = to_offset / to_tensor->t->nb[1];
     for (uint64_t i = 0; i < count / from_tensor->t->nb[1]; i++) {
-        bool lost = bit(from->lost, first + i), was = bit(to->lost, target + i);
-        set_bit(to->lost, target + i, lost);
+        bool lost = psi_kv_bit(from->lost, first + i), was = psi_kv_bit(to->lost, target + i);
+        psi_kv_set_bit(to->lost, target + i, lost);
         to->lost_cells = to->lost_cells + lost - was;
     }
 }
@@ -381,7 +374,7 @@ static cell_range cells_of(const psi_kv *kv, const kv_tensor *which, size_t offs
 static uint32_t count_lost(const psi_kv *kv, cell_range cells) {
     uint32_t lost = 0;
     for (uint64_t cell = cells.first; cell <= cells.last && kv->lost_cells > 0; cell++) {
-        lost += bit(kv->lost, cell);
+        lost += psi_kv_bit(kv->lost, cell);
     }
     return lost;
 }

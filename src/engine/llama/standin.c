@@ -224,6 +224,9 @@ static void copy_books(const tensor *from, const tensor *to, size_t count) {
 void ggml_backend_tensor_copy(tensor *from, tensor *to) {
     const psi_abi *abi = psi_abi_of(CALLER);
     if (abi != NULL && abi->fits) {
+        if (psi_kv_copy_stream(from, to)) {
+            return;
+        }
         touch(from, 0, abi->nbytes(from), false);
         touch(to, 0, abi->nbytes(to), true);
         copy_books(from, to, abi->nbytes(from));
