@@ -254,6 +254,9 @@ class Session:
             context.watch.tell(told.get("masks"))
         said = getattr(self, "do_" + name)(context, *op[2:], **({"told": told} if name.startswith("save") else {}))
         said["positions"] = context.positions()
+        if options["ours"]:
+            now = psi_cache.stats()
+            said["out"] = [now["stored_bytes"], now["dropped_bytes"]]
         if context.watch is not None:
             if options["ours"]:
                 said["masks"] = context.watch.take()
