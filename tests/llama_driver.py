@@ -242,6 +242,22 @@ def shift():
     return {"logits": hashlib.sha256(engine.again(prompt[5], 900).tobytes()).hexdigest(), "stored_bytes": stored}
 
 
+def shift_memory():
+    """What a context shift costs in memory, of a cache that is mostly empty and half stored."""
+    engine = Engine(cells=options["cells"], flash_attention=options["flash_attention"])
+    prompt = engine.tokens(text(1), 1000)
+    assert engine.decode(prompt, 0) == 0
+    psi_cache.trim(0.5)
+    engine.again(prompt[0], 1000)
+    before, rss = stats_now(), rss_anon_bytes()
+    memory = low.llama_get_memory(engine.context)
+    low.llama_memory_seq_rm(memory, 0, 1000, -1)
+    low.llama_memory_seq_rm(memory, 0, 10, 110)
+    low.llama_memory_seq_add(memory, 0, 110, -1, -100)
+    assert engine.decode([prompt[5]], 900) == 0
+    return {"before": before, "after": stats_now(), "grew_bytes": rss_anon_bytes() - rss}
+
+
 def fake_memory(root):
     """A fake /proc/meminfo of the driver's own; the function sets how many MiB are available."""
 

@@ -157,6 +157,15 @@ def test_a_context_shift_turns_stored_keys_too(model, flash_attention):
     assert ours["logits"] == stock["logits"]
 
 
+def test_a_context_shift_turns_keys_where_they_are(model):
+    """What is stored stays so but for a portion at a time, and cells that were never used get no memory."""
+    got, _ = drive(model, "shift_memory", flash_attention=True, cells=8192)
+    assert got["before"]["stored_bytes"] > 0
+    assert got["after"]["stored_bytes"] >= 0.9 * got["before"]["stored_bytes"]
+    print(f"a shift of 1,000 of 8,192 tokens, half of them stored: RssAnon grew by {got['grew_bytes'] >> 20} MiB")
+    assert got["grew_bytes"] < 16 << 20  # the keys of the whole cache are 72 MiB
+
+
 @pytest.mark.parametrize("around_the_wrapper", [False, True], ids=["decode", "step"])
 def test_a_refusal_is_a_clean_error_and_the_cache_is_as_before(model, tmp_path, around_the_wrapper):
     got, _ = drive(

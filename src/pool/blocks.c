@@ -111,3 +111,23 @@ int psi_block_bring_back(psi_pool *pool, uint32_t block) {
     psi_block_fill(pool, block, record);
     return 0;
 }
+
+int psi_block_copy_stored(psi_pool *pool, uint32_t from, uint32_t to) {
+    const psi_block *source = &pool->block[from];
+    psi_block *b = &pool->block[to];
+    psi_block_free(pool, to);
+    pthread_mutex_lock(&pool->lock);
+    int error = source->state == PSI_BLOCK_STORED ? read_record(pool, source->slot) : -EINVAL;
+    error = error == 0 ? psi_store_write(pool->store, pool->record, &b->slot) : error;
+    if (error == 0) {
+        b->age = ++pool->writes;
+        pool->last_written = to;
+        b->written = pool->step + 1;
+        b->used = source->used;
+        psi_block_move(pool, to, PSI_BLOCK_RESIDENT); /* in name: no page is touched */
+        psi_block_move(pool, to, PSI_BLOCK_STORED);
+        b->hidden = source->hidden;
+    }
+    pthread_mutex_unlock(&pool->lock);
+    return error;
+}

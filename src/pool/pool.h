@@ -18,6 +18,7 @@ typedef struct psi_block {
     bool hidden;      /* taken while a step wanted it: comes back when there is room, not at once */
     bool releasing;   /* scratch of one trim */
     bool lingers;     /* out, but for the planes that the step reads just now */
+    bool lent;        /* psi_block_borrow: it was hidden */
     uint32_t slot;    /* its copy in the store, the same bytes while RESIDENT (clean); PSI_SLOT_NONE */
     uint32_t run;     /* blocks of the psi_kv_malloc run that starts here */
     uint64_t age;     /* running number of its last write; writes in a row count once */
@@ -185,6 +186,15 @@ void psi_fetch_close(psi_pool *pool);
 bool psi_trim_may_take(const psi_pool *pool, uint32_t block);
 bool psi_trim_make_clean(psi_pool *pool, uint32_t block);
 void psi_trim_take(psi_pool *pool, uint32_t block);
+
+/* blocks.c: makes block `to`, of another lane and the same place in it, a copy of a STORED one, in the store alone. 0, or
+ * a negative errno: then `to` is EMPTY. Engine's thread; takes the lock. */
+int psi_block_copy_stored(psi_pool *pool, uint32_t from, uint32_t to);
+
+/* trim.c: the owner changes a stored block where it lies, outside of steps. Its bytes come back, and the store's copy is
+ * forgotten; then they go to the store anew. Engine's thread; takes the lock. */
+int psi_block_borrow(psi_pool *pool, uint32_t block);
+void psi_block_put_away(psi_pool *pool, uint32_t block);
 
 /* clean.c: writes the block that would go next to the store, so that giving it up costs no write. Watcher's thread,
  * without the pool's lock, which is held for the copying only. Bytes written; 0 when there is nothing to write; a

@@ -323,3 +323,29 @@ void psi_trim_take(psi_pool *pool, uint32_t block) {
     pool->block[block].hidden = pool->block[block].releasing = true;
     pool->returned_bytes += psi_layout_give_back(pool);
 }
+
+int psi_block_borrow(psi_pool *pool, uint32_t block) {
+    psi_block *b = &pool->block[block];
+    pthread_mutex_lock(&pool->lock);
+    b->lent = b->hidden;
+    int error = psi_block_bring_back(pool, block);
+    if (error == 0) {
+        psi_store_free(pool->store, b->slot);
+        b->slot = PSI_SLOT_NONE;
+        b->keys = PSI_SCORE_UNKNOWN;
+        b->written = pool->step + 1; /* no other thread takes or copies it meanwhile, and what was fetched is void */
+    }
+    pthread_mutex_unlock(&pool->lock);
+    return error;
+}
+
+void psi_block_put_away(psi_pool *pool, uint32_t block) {
+    psi_block *b = &pool->block[block];
+    pthread_mutex_lock(&pool->lock);
+    bool may = b->state == PSI_BLOCK_RESIDENT && pool->store != NULL && !psi_is_forked_child(pool->cache);
+    if (may && evict(pool, block, PSI_TRIM_ALL, !b->lent)) { /* else it stays, and goes when there is a way */
+        pool->returned_bytes += psi_layout_give_back(pool);
+        pool->trimmed_bytes += psi_layout_block_bytes(pool, block);
+    }
+    pthread_mutex_unlock(&pool->lock);
+}

@@ -103,6 +103,8 @@ static const symbol optional[] = {
     SYMBOL("ggml_backend_sched_set_eval_callback", sched_set_eval_callback),
     SYMBOL("ggml_backend_sched_free", sched_free),
     SYMBOL("ggml_backend_buffer_is_host", buffer_is_host),
+    SYMBOL("ggml_backend_sched_get_n_splits", sched_get_n_splits),
+    SYMBOL("ggml_backend_sched_synchronize", sched_synchronize),
     SYMBOL("ggml_get_type_traits", get_type_traits),
 };
 
@@ -148,6 +150,7 @@ static void find_ops(psi_abi *abi) {
     abi->op_cpy = find_op(abi, "CPY");
     abi->op_cont = find_op(abi, "CONT");
     abi->op_dup = find_op(abi, "DUP");
+    abi->op_rope = find_op(abi, "ROPE");
 }
 
 static bool check_build(psi_abi *abi) {

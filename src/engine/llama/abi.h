@@ -80,14 +80,16 @@ typedef struct psi_abi {
     const char *(*op_name)(int op);
     int (*graph_n_nodes)(void *graph);
     tensor *(*graph_node)(void *graph, int index);
-    /* where the build has them: for scores */
+    /* where the build has them: for scores, and for context shifts in portions */
     void (*sched_set_eval_callback)(void *sched, psi_eval_callback callback, void *user);
     void (*sched_free)(void *sched);
     bool (*buffer_is_host)(void *buffer);
+    int (*sched_get_n_splits)(void *sched);
+    void (*sched_synchronize)(void *sched);
     const psi_type_traits *(*get_type_traits)(int type);
     /* numbers of operations, which change from build to build; -1: this build has none */
     int op_none, op_set_rows, op_flash_attn, op_soft_max, op_mul_mat, op_view, op_reshape, op_permute, op_transpose,
-        op_cpy, op_cont, op_dup;
+        op_cpy, op_cont, op_dup, op_rope;
 } psi_abi;
 
 /* The functions behind a stand-in that was called from `caller` (its return address). NULL: no ggml is there. */

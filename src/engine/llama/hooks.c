@@ -70,6 +70,12 @@ static bool get_kept(const void *sched, psi_eval_callback *callback, void **user
     return known;
 }
 
+bool psi_hooks_has_callback(const void *sched) {
+    psi_eval_callback callback = NULL;
+    void *user = NULL;
+    return !get_kept(sched, &callback, &user) || callback != NULL;
+}
+
 static void lock_kept(void) { pthread_mutex_lock(&kept_lock); }
 static void unlock_kept(void) { pthread_mutex_unlock(&kept_lock); }
 

@@ -15,6 +15,9 @@ int psi_hooks_compute(psi_llama_step *step, const psi_abi *abi, void *sched, voi
 void psi_hooks_keep_callback(const void *sched, psi_eval_callback callback, void *user);
 void psi_hooks_forget(const void *sched);
 
+/* The user has one, or may have. */
+bool psi_hooks_has_callback(const void *sched);
+
 /* Registers for fork(): the child must not find the list of callbacks locked. Once. */
 void psi_hooks_handle_forks(void);
 

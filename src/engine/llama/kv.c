@@ -178,8 +178,17 @@ static psi_kv *make_kv(const psi_abi *abi, void *context) {
     return kv;
 }
 
+/* Views come first where the engine copies a sequence's state to a second buffer, and bear the cache's names. */
+static const tensor *first_own(const psi_abi *abi, void *context) {
+    const tensor *t = abi->get_first_tensor(context);
+    while (t != NULL && t->view_src != NULL) {
+        t = abi->get_next_tensor(context, t);
+    }
+    return t;
+}
+
 void *psi_kv_take(const psi_abi *abi, void *context, void *buffer_type) {
-    const tensor *first = abi->get_first_tensor(context);
+    const tensor *first = first_own(abi, context);
     if (first == NULL || strncmp(first->name, "cache_", 6) != 0) {
         return NULL; /* weights and the like: nothing to say */
     }
@@ -224,13 +233,6 @@ psi_kv *psi_kv_unlink(const void *buffer) {
 
 /* ---- The pool ---------------------------------------------------------------------------------- */
 
-static bool bit(const uint64_t *bits, uint64_t at) { return (bits[at / 64] >> (at % 64) & 1) != 0; }
-
-static void set_bit(uint64_t *bits, uint64_t at, bool value) {
-    uint64_t mask = UINT64_C(1) << (at % 64);
-    bits[at / 64] = value ? bits[at / 64] | mask : bits[at / 64] & ~mask;
-}
-
 /* The pool dropped a block: what its cells held is lost, and they stay hidden until they are written anew. */
 static void block_moved(void *user, psi_block_id block, psi_block_state from, psi_block_state to) {
     psi_kv *kv = user;
@@ -241,8 +243,8 @@ static void block_moved(void *user, psi_block_id block, psi_block_state from, ps
     uint32_t stream = block / kv->stream_blocks, first = block % kv->stream_blocks * kv->block_cells;
     for (uint32_t c = first; c < first + kv->block_cells && c < kv->cells; c++) {
         uint64_t cell = (uint64_t)stream * kv->cells + c;
-        if (bit(kv->has, cell) && !bit(kv->lost, cell)) {
-            set_bit(kv->lost, cell, true);
+        if (psi_kv_bit(kv->has, cell) && !psi_kv_bit(kv->lost, cell)) {
+            psi_kv_set_bit(kv->lost, cell, true);
             kv->lost_cells++;
         }
     }
@@ -256,9 +258,9 @@ void psi_kv_note_cell(psi_kv *kv, uint64_t cell) {
     if (cell >= (uint64_t)kv->cells * kv->streams) {
         return;
     }
-    set_bit(kv->has, cell, true);
-    if (bit(kv->lost, cell)) {
-        set_bit(kv->lost, cell, false);
+    psi_kv_set_bit(kv->has, cell, true);
+    if (psi_kv_bit(kv->lost, cell)) {
+        psi_kv_set_bit(kv->lost, cell, false);
         kv->lost_cells--;
     }
     kv->step_last = cell;
@@ -287,7 +289,7 @@ static psi_plane plane_of(const psi_kv *kv, const kv_tensor *k, uint32_t stream,
 /* What was written before the pool was there (a state that was loaded first) counts as resident. */
 static void mark_what_is_there(psi_kv *kv) {
     for (uint64_t cell = 0; cell < (uint64_t)kv->cells * kv->streams; cell++) {
-        if (bit(kv->has, cell)) {
+        if (psi_kv_bit(kv->has, cell)) {
             kv->marks[block_of_cell(kv, cell)] |= PSI_MARK_WRITE;
         }
     }
@@ -342,16 +344,6 @@ void psi_kv_clear(psi_kv *kv) {
 
 /* ---- Reads and writes outside a graph ----------------------------------------------------------- */
 
-/* Cells of a key's rows; a V tensor's cells were or will be noted with its K. */
-static void note_rows(psi_kv *kv, const kv_tensor *which, const unsigned char *address, size_t count) {
-    if (which->is_key && count > 0) {
-        size_t row = which->t->nb[1], offset = (size_t)(address - which->data);
-        for (uint64_t cell = offset / row; cell <= (offset + count - 1) / row; cell++) {
-            psi_kv_note_cell(kv, cell);
-        }
-    }
-}
-
 _Thread_local const void *psi_llama_context;
 
 void psi_kv_copy_books(const kv_tensor *from_tensor, const psi_kv *from, size_t from_offset, const kv_tensor *to_tensor,
@@ -361,20 +353,56 @@ void psi_kv_copy_books(const kv_tensor *from_tensor, const psi_kv *from, size_t 
     }
     uint64_t first = from_offset / from_tensor->t->nb[1], target = to_offset / to_tensor->t->nb[1];
     for (uint64_t i = 0; i < count / from_tensor->t->nb[1]; i++) {
-        bool lost = bit(from->lost, first + i), was = bit(to->lost, target + i);
-        set_bit(to->lost, target + i, lost);
+        bool lost = psi_kv_bit(from->lost, first + i), was = psi_kv_bit(to->lost, target + i);
+        psi_kv_set_bit(to->lost, target + i, lost);
         to->lost_cells = to->lost_cells + lost - was;
     }
 }
 
+/* Cells [first, last], with their streams: stream * cells + cell. */
+typedef struct cell_range {
+    uint64_t first, last;
+} cell_range;
+
+/* The cells of [offset, offset + count) in a tensor: exact for rows and within one column of a transposed V; all of the
+ * streams' for what crosses its columns. */
+static cell_range cells_of(const psi_kv *kv, const kv_tensor *which, size_t offset, size_t count) {
+    const tensor *t = which->t;
+    size_t end = offset + count - 1, row = t->nb[1], column = kv->cells * t->nb[0];
+    if (which->is_key || !kv->v_transposed) {
+        return (cell_range){offset / row, end / row};
+    }
+    uint64_t stream = offset / t->nb[2], last_stream = end / t->nb[2];
+    if (offset / column != end / column) {
+        return (cell_range){stream * kv->cells, (last_stream + 1) * kv->cells - 1};
+    }
+    return (cell_range){stream * kv->cells + offset % column / t->nb[0], stream * kv->cells + end % column / t->nb[0]};
+}
+
+static uint32_t count_lost(const psi_kv *kv, cell_range cells) {
+    uint32_t lost = 0;
+    for (uint64_t cell = cells.first; cell <= cells.last && kv->lost_cells > 0; cell++) {
+        lost += psi_kv_bit(kv->lost, cell);
+    }
+    return lost;
+}
+
+/* A V tensor's cells were or will be noted with its K. */
+static void note_rows(psi_kv *kv, const kv_tensor *which, cell_range cells) {
+    for (uint64_t cell = cells.first; which->is_key && cell <= cells.last; cell++) {
+        psi_kv_note_cell(kv, cell);
+    }
+}
+
 /* Bytes that were dropped leave the context by a way that has no mask: nothing can hide them there. */
-static void say_lost(psi_kv *kv) {
-    if (kv->lost_cells > 0 && !kv->lost_said) {
+static void say_lost(psi_kv *kv, cell_range cells) {
+    uint32_t lost = kv->lost_said ? 0 : count_lost(kv, cells);
+    if (lost > 0) {
         kv->lost_said = true;
         psi_llama_say(
             PSI_LOG_ERROR,
-            "a state is saved while %u cells are dropped: they are zero in it; keep a store (PSI_CACHE_STORE=file)",
-            kv->lost_cells);
+            "a state is saved with %u cells that are dropped: they are zero in it; keep a store (PSI_CACHE_STORE=file)",
+            lost);
     }
 }
 
@@ -386,38 +414,21 @@ static void touch_block(psi_kv *kv, uint32_t block, bool write) {
     }
 }
 
-/* Blocks of [address, address + count): exact for rows, all of the stream's for what crosses a transposed V's columns.
- */
-static void blocks_of_range(const psi_kv *kv, const kv_tensor *which, size_t offset, size_t count, uint32_t *first,
-                            uint32_t *last) {
-    const tensor *t = which->t;
-    uint32_t stream = (uint32_t)(offset / t->nb[2]), last_stream = (uint32_t)((offset + count - 1) / t->nb[2]);
-    *first = stream * kv->stream_blocks;
-    *last = (last_stream + 1) * kv->stream_blocks - 1;
-    bool rows = which->is_key || !kv->v_transposed;
-    if (rows && stream == last_stream) {
-        size_t row = t->nb[1], in_stream = offset % t->nb[2];
-        *first = stream * kv->stream_blocks + (uint32_t)(in_stream / row) / kv->block_cells;
-        *last = stream * kv->stream_blocks + (uint32_t)((in_stream + count - 1) / row) / kv->block_cells;
-    }
-}
-
 void psi_kv_touch(psi_kv *kv, const kv_tensor *which, const void *address, size_t count, bool write) {
     if (count == 0 || which == NULL) {
         return;
     }
+    cell_range cells = cells_of(kv, which, (size_t)((const unsigned char *)address - which->data), count);
     if (write) {
-        note_rows(kv, which, address, count);
+        note_rows(kv, which, cells);
     } else {
-        say_lost(kv);
+        say_lost(kv, cells);
     }
     if (kv->pool == NULL) {
         return;
     }
-    uint32_t first = 0, last = 0;
-    blocks_of_range(kv, which, (size_t)((const unsigned char *)address - which->data), count, &first, &last);
-    for (uint32_t i = first; i <= last && i < kv->blocks; i++) {
-        /* V's rows cannot be told apart here: what is empty stays so until its K is written */
+    for (uint32_t i = block_of_cell(kv, cells.first); i <= block_of_cell(kv, cells.last) && i < kv->blocks; i++) {
+        /* what is empty stays so until its K is written: V's range may be wider than what is meant */
         if (which->is_key || psi_block_get_state(kv->pool, i) != PSI_BLOCK_EMPTY) {
             touch_block(kv, i, write);
         }

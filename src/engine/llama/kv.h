@@ -58,7 +58,18 @@ typedef struct psi_kv {
     uint32_t layers_count;               /* of looks */
     uint64_t long_step_us;               /* PSI_CACHE_LONG_STEP_US */
     uint64_t step_us[KV_ROW_SIZES];      /* how long the last step of about so many tokens took; 0: not known */
+    /* A copy of one stream to another, tensor by tensor: which streams, and which tensors are copied. */
+    uint32_t copy_from, copy_to;
+    unsigned char copied[KV_MAX_TENSORS];
 } psi_kv;
+
+/* Of `has` and `lost`. */
+static inline bool psi_kv_bit(const uint64_t *bits, uint64_t at) { return (bits[at / 64] >> (at % 64) & 1) != 0; }
+
+static inline void psi_kv_set_bit(uint64_t *bits, uint64_t at, bool value) {
+    uint64_t mask = UINT64_C(1) << (at % 64);
+    bits[at / 64] = value ? bits[at / 64] | mask : bits[at / 64] & ~mask;
+}
 
 /* Places the tensors of a KV cache's context in an arena of ours. The engine's buffer for it, or NULL when the context
  * is none or not understood (the caller then lets the engine do as always). */
@@ -87,6 +98,10 @@ extern _Thread_local const void *psi_llama_context;
 /* Copies of whole cells between caches of ours: what is lost in one is lost in the other. */
 void psi_kv_copy_books(const kv_tensor *from_tensor, const psi_kv *from, size_t from_offset, const kv_tensor *to_tensor,
                        psi_kv *to, size_t to_offset, size_t count);
+
+/* copy.c: a whole stream to another of the same cache, where both are that: what is empty stays empty, and what is
+ * stored is copied in the store. False: it is another copy, and nothing was done. */
+bool psi_kv_copy_stream(const tensor *from, const tensor *to);
 
 /* Makes the pool, once it is known whether V is transposed. */
 void psi_kv_open_pool(psi_kv *kv, bool v_transposed);

@@ -12,6 +12,7 @@
 
 #include "engine/llama/graph.h"
 #include "engine/llama/hooks.h"
+#include "engine/llama/shift.h"
 #include "os/os.h"
 #include "pool/board.h"
 #include "pool/settings.h"
@@ -135,12 +136,16 @@ int ggml_backend_sched_graph_compute_async(void *sched, void *graph) {
     if (abi == NULL || abi->sched_graph_compute_async == NULL) {
         return STATUS_ALLOC_FAILED;
     }
+    int status = 0;
+    if (abi->fits && psi_shift_compute(abi, sched, graph, &status)) {
+        return status;
+    }
     psi_llama_step step = {.kv_count = 0};
     if (abi->fits && !psi_llama_step_begin(&step, abi, graph)) {
         psi_llama_say(PSI_LOG_INFO, "a step was refused: no memory for a new block, and none that could go for it");
         return STATUS_ABORTED; /* the engine takes the step's cells back, and its decode returns 2 */
     }
-    int status = psi_hooks_compute(&step, abi, sched, graph);
+    status = psi_hooks_compute(&step, abi, sched, graph);
     psi_llama_step_end(&step);
     return status;
 }
@@ -219,6 +224,9 @@ static void copy_books(const tensor *from, const tensor *to, size_t count) {
 void ggml_backend_tensor_copy(tensor *from, tensor *to) {
     const psi_abi *abi = psi_abi_of(CALLER);
     if (abi != NULL && abi->fits) {
+        if (psi_kv_copy_stream(from, to)) {
+            return;
+        }
         touch(from, 0, abi->nbytes(from), false);
         touch(to, 0, abi->nbytes(to), true);
         copy_books(from, to, abi->nbytes(from));
