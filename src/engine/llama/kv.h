@@ -43,6 +43,7 @@ typedef struct psi_kv {
     uint64_t step_last;    /* last cell that the coming step writes (stream * cells + cell) */
     uint64_t last_written; /* the same of the last step that was computed */
     bool wrote;
+    uint64_t refused_from_us, refused_at_us; /* when refusals in a row began, and the last one; 0: none since a step */
 } psi_kv;
 
 /* Places the tensors of a KV cache's context in an arena of ours. The engine's buffer for it, or NULL when the context
