@@ -36,12 +36,13 @@ def arguments():
     parser.add_argument("--sides", nargs=2, default=("stock", "ours"), choices=("stock", "ours"),
                         help="stock stock shows the measurement's own error")
     parser.add_argument("--programs", nargs="+", default=("perplexity", "bench"), choices=("perplexity", "bench"))
+    parser.add_argument("--threads", type=int, default=2, help="1 on a busy machine: two wait for each other")
     parser.add_argument("--bar", type=float, default=1.01)
     return parser.parse_args()
 
 
-def start(side, program, *options):
-    command = [os.path.join(llama_server.engine_folder(), program), "-m", rig.model_file(), "-t", "2", *options]
+def start(side, program, threads, *options):
+    command = [os.path.join(llama_server.engine_folder(), program), "-m", rig.model_file(), "-t", str(threads), *options]
     if side == "ours":
         command = [rig.tool(), "run", "-v", "--", *command]
     begin_s = time.monotonic()
@@ -63,7 +64,7 @@ def text_file():
 
 def perplexity(side, options):
     """What it says of perplexity, and how long a chunk took."""
-    done, took_s = start(side, "llama-perplexity", "-f", text_file(), "-c", str(options.context), "--chunks",
+    done, took_s = start(side, "llama-perplexity", options.threads, "-f", text_file(), "-c", str(options.context), "--chunks",
                          str(options.chunks), "-fa", options.flash_attention)
     said = done.stdout + done.stderr
     pieces = re.findall(r"\[(\d+)\]([\d.]+)", said)
@@ -75,7 +76,7 @@ def perplexity(side, options):
 
 
 def bench(side, options):
-    done, _ = start(side, "llama-bench", "-p", str(options.prompt), "-n", str(options.decode), "-r", str(options.repeat), "-d",
+    done, _ = start(side, "llama-bench", options.threads, "-p", str(options.prompt), "-n", str(options.decode), "-r", str(options.repeat), "-d",
                     str(options.depth), "-o", "json", *(["-fa", {"on": "1", "off": "0"}[options.flash_attention]]
                                                         if options.flash_attention != "auto" else []))
     rows = json.loads(done.stdout[done.stdout.index("["):])

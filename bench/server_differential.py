@@ -43,6 +43,7 @@ def arguments():
     parser.add_argument("--configurations", nargs="+", default=list(CONFIGURATIONS), choices=CONFIGURATIONS, metavar="NAME")
     parser.add_argument("--context", type=int, default=4096, help="tokens of all slots together")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2, help="1 on a busy machine: two wait for each other")
     parser.add_argument("--out", help="result file (default build/bench/server_differential.json)")
     return parser.parse_args()
 
@@ -71,7 +72,7 @@ class Side:
     def __init__(self, ours, options, extra, folder):
         self.ours, self.last, self.saved = ours, [""] * SLOTS, set()
         self.server = llama_server.Server(("-v", "--controller", "off") if ours else None, SLOTS, options.context,
-                                          [*extra, "--slot-save-path", folder], full=extra is not CONFIGURATIONS["windows"])
+                                          [*extra, "--slot-save-path", folder], threads=options.threads, full=extra is not CONFIGURATIONS["windows"])
 
     def do(self, operation):
         try:

@@ -45,6 +45,7 @@ def arguments():
     parser.add_argument("--cache-ram", type=int, default=0, metavar="MIB", help="llama-server's own prompt cache")
     parser.add_argument("--unified", action="store_true", help="one cache for all slots")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2, help="1 on a busy machine: two wait for each other")
     parser.add_argument("--stock", action="store_true", help="the same without psi-cache: it is killed")
     parser.add_argument("--out", help="result file (default build/bench/server_soak.json)")
     return parser.parse_args()
@@ -199,7 +200,7 @@ def server_options(options):
 def peace(options, documents, mode):
     """Without limit and neighbour."""
     run = None if mode == "stock" else ("--controller", "off")
-    with llama_server.Server(run, options.clients, options=server_options(options)) as server:
+    with llama_server.Server(run, options.clients, options=server_options(options), threads=options.threads) as server:
         clients = Clients(server, options, documents, 0)
         begin_s = time.monotonic()
         clients.ask_all()
@@ -220,7 +221,8 @@ def pressed(options, documents, stock_bytes):
     run = None if options.stock else ()
     rig.demo.forget_file_pages(rig.model_file())
     with rig.Stage(limit) as stage:
-        server = llama_server.Server(run, options.clients, options=server_options(options), group=stage.group)
+        server = llama_server.Server(run, options.clients, options=server_options(options), group=stage.group,
+                                     threads=options.threads)
         try:
             server.wait_healthy()
             clients = Clients(server, options, documents, options.think)

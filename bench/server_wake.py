@@ -24,6 +24,7 @@ def arguments():
     parser.add_argument("--tokens", type=int, nargs="+", default=(1000, 4000, 8000))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--recomputed-rounds", type=int, default=2, help="the slow way is taken fewer times")
+    parser.add_argument("--threads", type=int, default=2, help="1 on a busy machine: two wait for each other")
     parser.add_argument("--bar", type=float, default=50, help="recomputed / stored, at 4,000 tokens and more")
     return parser.parse_args()
 
@@ -100,7 +101,7 @@ def main():
     say(rig.machine_line())
     result, good = {"machine": rig.demo.machine()}, True
     most = max(options.tokens)
-    with llama_server.Server(("--controller", "off"), 2, 2 * (most + 256), ["-no-kvu", "--cache-ram", "0"]) as server:
+    with llama_server.Server(("--controller", "off"), 2, 2 * (most + 256), ["-no-kvu", "--cache-ram", "0"], threads=options.threads) as server:
         for tokens in options.tokens:
             times_ms, exact, stored = measure(server, tokens, options)
             medians = {way: statistics.median(ms) for way, ms in times_ms.items() if ms}

@@ -5,12 +5,12 @@ import contextlib
 import pathlib
 
 import pytest
-from server_driver import Refused, serve, tool
+from server_driver import serve, status_when, tool
 
 SPARE = 3  # the slot whose steps are the safe points in which the others' blocks go
 
 
-def story(name, lines=40):
+def story(name, lines=15):
     return "".join(f"Robot {name} wrote line {i}: joint {i % 6} at {(i * 29 + len(name)) % 180} degrees. " for i in range(lines))
 
 
@@ -66,16 +66,16 @@ def slot_files(pair, folder):
 def cache_ram(pair, folder):
     """The server keeps what a slot had in memory of its own, and takes it back: also from a slot that is out."""
     for name in ("first", "second", "third"):
-        pair.note(0, story(name, 50))
+        pair.note(0, story(name, 20))
         pair.trim()
     for name in ("second", "first", "third"):
-        pair.note(0, story(name, 50) + "After that", 4)
+        pair.note(0, story(name, 20) + "After that", 4)
         pair.trim("0.5")
 
 
 def cache_reuse(pair, folder):
     """Pieces of an old prompt are moved to their new places: keys turn where they lie."""
-    a, b, c = (story(name, 20) for name in ("alpha", "bravo", "charlie"))
+    a, b, c = (story(name, 8) for name in ("alpha", "bravo", "charlie"))
     pair.note(0, a + b + c)
     pair.trim()
     pair.note(0, a + c + "Then", 8)
@@ -87,12 +87,12 @@ def cache_reuse(pair, folder):
 
 def context_shift(pair, folder):
     """A slot that is full forgets its middle and turns the rest in place, while other slots are out of memory."""
-    pair.note(1, story("bystander", 10))
-    pair.note(0, story("long", 18), 2)
+    pair.note(1, story("bystander", 7))
+    pair.note(0, story("long", 9), 2)
     pair.trim()
-    pair.note(0, story("long", 18), 400, ignore_eos=True)
+    pair.note(0, story("long", 9), 120, ignore_eos=True)
     pair.trim()
-    pair.note(1, story("bystander", 10) + "And", 8)
+    pair.note(1, story("bystander", 7) + "And", 8)
     pair.note(0, "Short.", 8)
 
 
@@ -109,7 +109,7 @@ def speculation(pair, folder):
 def embeddings(pair, folder):
     """A context that only pools: nothing of it is wanted later."""
     for name in ("one", "two", "one"):
-        pair.bits.append(pair.server.request("POST", "/embeddings", {"content": story(name, 20)}))
+        pair.bits.append(pair.server.request("POST", "/embeddings", {"content": story(name, 10)}))
         pair.by_hand("trim", str(pair.server.process.pid), "1")
 
 
@@ -122,6 +122,22 @@ def several_answers(pair, folder):
         answers = pair.server.request("POST", "/completion", body)
         pair.bits.append([(a["content"], a["tokens_evaluated"]) for a in answers] if isinstance(answers, list) else answers["content"])
         pair.trim()
+
+
+def sleepers_first(pair, folder):
+    """As much as the others hold is asked for while one works: it loses nothing, and its answer is what it was."""
+    for slot in range(4):
+        pair.note(slot, story(f"s{slot}"))
+    for slot in (0, 2):
+        for other in range(4):
+            pair.note(other, story(f"s{other}") + "And", 1)
+        pair.by_hand("trim", str(pair.server.process.pid), "0.6")
+        pair.note(slot, story(f"s{slot}") + "And then", 12)
+        if pair.command:
+            status = status_when(pair.command, pair.server.process.pid, lambda status: status["stored_bytes"] > 0)
+            assert status["stored_bytes"] >= 0.5 * (status["stored_bytes"] + status["resident_bytes"]), status
+    for slot in (3, 1):
+        pair.note(slot, story(f"s{slot}") + "And then")
 
 
 PLAIN = ["-c", "8192", "-np", "4", "--swa-full"]
@@ -137,9 +153,10 @@ SCENARIOS = {
     "cache-ram-unified": (cache_ram, [*PLAIN, "--cache-ram", "256", "-kvu"]),
     "cache-ram-windows": (cache_ram, ["-c", "8192", "-np", "4", "--cache-ram", "256"]),
     "cache-reuse": (cache_reuse, [*PLAIN, "--cache-ram", "0", "--cache-reuse", "32"]),
-    "context-shift": (context_shift, ["-c", "2048", "-np", "4", "--swa-full", "--cache-ram", "0", "--context-shift"]),
+    "context-shift": (context_shift, ["-c", "1024", "-np", "4", "--swa-full", "--cache-ram", "0", "--context-shift"]),
     "speculation": (speculation, [*PLAIN, "--cache-ram", "0", "--spec-draft-n-max", "4", "-md", "MODEL"]),
     "embeddings": (embeddings, ["-c", "4096", "-np", "2", "-ub", "1024", "--embeddings", "--pooling", "mean"]),
+    "sleepers-first": (sleepers_first, [*PLAIN, "--cache-ram", "0"]),
     "several-answers": (several_answers, [*PLAIN, "--cache-ram", "0"]),
 }
 
@@ -163,3 +180,14 @@ def test_the_same_requests_have_the_same_answers(name, model, engine_folder, psi
     assert len(both[0]) == len(both[1]) > 1
     for number, (stock, ours) in enumerate(zip(*both)):
         assert stock == ours, f"answer {number} of {name}"
+
+
+def test_a_prompt_s_copy_takes_what_the_prompt_takes(model, engine_folder, psi_cache_command, tmp_path):
+    """llama.cpp copies a stream whole, the cells that were never written too."""
+    prefix = [psi_cache_command, "run", "--controller", "off", "--"]
+    with serve(model, engine_folder, tmp_path, prefix, [*PLAIN, "--cache-ram", "0"]) as server:
+        server.ask(0, story("base"), 1)
+        one = status_when(psi_cache_command, server.process.pid, lambda status: status["resident_bytes"] > 0)["resident_bytes"]
+        server.request("POST", "/completion", {"prompt": story("base"), "n": 3, "n_predict": 4, "id_slot": 0})
+        three = status_when(psi_cache_command, server.process.pid, lambda status: status["resident_bytes"] > 2 * one)
+        assert three["resident_bytes"] <= 3.3 * one, (one, three["resident_bytes"])

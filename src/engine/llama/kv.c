@@ -359,6 +359,22 @@ void psi_kv_copy_books(const kv_tensor *from_tensor, const psi_kv *from, size_t 
     }
 }
 
+void psi_kv_copied(const kv_tensor *from_tensor, const psi_kv *from, size_t from_offset, const kv_tensor *to_tensor,
+                   psi_kv *to, size_t to_offset, size_t count) {
+    size_t from_stream = from_tensor->t->nb[2], to_stream = to_tensor->t->nb[2];
+    bool whole = count == from_stream && count == to_stream && from_offset % count == 0 && to_offset % count == 0;
+    if (!whole || from->pool == NULL || to->pool == NULL || from->stream_blocks != to->stream_blocks) {
+        return;
+    }
+    uint32_t first = (uint32_t)(from_offset / count) * from->stream_blocks;
+    uint32_t target = (uint32_t)(to_offset / count) * to->stream_blocks;
+    for (uint32_t i = 0; i < from->stream_blocks; i++) {
+        if (psi_block_get_state(from->pool, first + i) == PSI_BLOCK_EMPTY) {
+            psi_block_free(to->pool, target + i);
+        }
+    }
+}
+
 /* Bytes that were dropped leave the context by a way that has no mask: nothing can hide them there. */
 static void say_lost(psi_kv *kv) {
     if (kv->lost_cells > 0 && !kv->lost_said) {

@@ -74,6 +74,10 @@ extern _Thread_local const void *psi_llama_context;
 void psi_kv_copy_books(const kv_tensor *from_tensor, const psi_kv *from, size_t from_offset, const kv_tensor *to_tensor,
                        psi_kv *to, size_t to_offset, size_t count);
 
+/* After such a copy of a whole stream: blocks that are empty in the one are so in the other, and take no memory. */
+void psi_kv_copied(const kv_tensor *from_tensor, const psi_kv *from, size_t from_offset, const kv_tensor *to_tensor,
+                   psi_kv *to, size_t to_offset, size_t count);
+
 /* Makes the pool, once it is known whether V is transposed. */
 void psi_kv_open_pool(psi_kv *kv, bool v_transposed);
 

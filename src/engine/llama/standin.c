@@ -207,7 +207,10 @@ void ggml_backend_tensor_memset(tensor *t, uint8_t value, size_t offset, size_t 
     }
 }
 
-static void copy_books(const tensor *from, const tensor *to, size_t count) {
+typedef void (*copy_fn)(const kv_tensor *, const psi_kv *, size_t, const kv_tensor *, psi_kv *, size_t, size_t);
+
+/* Where both are in caches of ours. */
+static void for_copy(const tensor *from, const tensor *to, size_t count, copy_fn fn) {
     const kv_tensor *from_which = NULL, *to_which = NULL;
     psi_kv_lock();
     psi_kv *from_kv = from->data != NULL ? psi_kv_of_address(from->data, &from_which) : NULL;
@@ -215,20 +218,24 @@ static void copy_books(const tensor *from, const tensor *to, size_t count) {
     if (from_which != NULL && to_which != NULL) {
         size_t from_offset = (size_t)((const unsigned char *)from->data - from_which->data);
         size_t to_offset = (size_t)((const unsigned char *)to->data - to_which->data);
-        psi_kv_copy_books(from_which, from_kv, from_offset, to_which, to_kv, to_offset, count);
+        fn(from_which, from_kv, from_offset, to_which, to_kv, to_offset, count);
     }
     psi_kv_unlock();
 }
 
 void ggml_backend_tensor_copy(tensor *from, tensor *to) {
     const psi_abi *abi = psi_abi_of(CALLER);
-    if (abi != NULL && abi->fits) {
-        touch(from, 0, abi->nbytes(from), false);
-        touch(to, 0, abi->nbytes(to), true);
-        copy_books(from, to, abi->nbytes(from));
+    size_t count = abi != NULL && abi->fits ? abi->nbytes(from) : 0;
+    if (count > 0) {
+        touch(from, 0, count, false);
+        touch(to, 0, count, true);
+        for_copy(from, to, count, psi_kv_copy_books);
     }
     if (abi != NULL && abi->tensor_copy != NULL) {
         abi->tensor_copy(from, to);
+    }
+    if (count > 0) {
+        for_copy(from, to, count, psi_kv_copied);
     }
 }
 
