@@ -49,8 +49,8 @@ def test_a_client_gets_the_normal_error_and_all_goes_on(unified, expected, model
                 server.bits(0, LONG)
             assert "Context size has been exceeded" in str(refused.value)
         refusals = status_when(psi_cache_command, server.process.pid, lambda status: status["refusals"] > 0)["refusals"]
-        # A batch of 2,048 is halved until one token is left: no more often than that is asked, whatever the client says.
-        assert refusals <= 2 * 16, refusals
+        # A batch of 2,048 is halved until one token is left; again, where some tokens found room.
+        assert refusals <= 2 * 50, refusals
         assert not [slot for slot in server.request("GET", "/slots") if slot["is_processing"]]
         memory.set_mib(8000)
         status_when(psi_cache_command, server.process.pid, lambda status: status["index"] < 0.3)
