@@ -35,7 +35,7 @@ build: ## the C libraries and the command, in build/release
 	@cmake --build --preset release
 
 bench: ## the benches there are: make bench-NAME runs bench/NAME.py
-	@for bench in bench/*.py; do case $$bench in */rig.py | */engine.py | */loads.py) continue ;; esac; basename "$$bench" .py | sed 's/_/-/g; s/^/  make bench-/'; done
+	@for bench in bench/*.py; do case $$bench in */rig.py | */engine.py | */loads.py | */llama_server.py | */quality_tasks.py) continue ;; esac; basename "$$bench" .py | sed 's/_/-/g; s/^/  make bench-/'; done
 
 bench-%: ## one bench; ARGS="..." is passed on
 	@sh scripts/setup-system.sh demo

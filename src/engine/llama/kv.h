@@ -61,6 +61,7 @@ typedef struct psi_kv {
     /* A copy of one stream to another, tensor by tensor: which streams, and which tensors are copied. */
     uint32_t copy_from, copy_to;
     unsigned char copied[KV_MAX_TENSORS];
+    uint64_t refused_from_us, refused_at_us; /* when refusals in a row began, and the last one; 0: none since a step */
 } psi_kv;
 
 /* Of `has` and `lost`. */

@@ -12,6 +12,7 @@
 
 #include "engine/llama/graph.h"
 #include "engine/llama/hooks.h"
+#include "engine/llama/refusal.h"
 #include "engine/llama/shift.h"
 #include "os/os.h"
 #include "pool/board.h"
@@ -121,6 +122,9 @@ void ggml_backend_buffer_clear(void *buffer, uint8_t value) {
 void ggml_backend_buffer_free(void *buffer) {
     psi_kv_lock();
     psi_kv *kv = psi_kv_unlink(buffer);
+    if (kv != NULL) {
+        psi_refusal_forget(kv);
+    }
     psi_kv_unlock();
     const psi_abi *abi = psi_abi_of(CALLER);
     if (abi != NULL && abi->buffer_free != NULL) {
@@ -143,7 +147,7 @@ int ggml_backend_sched_graph_compute_async(void *sched, void *graph) {
     psi_llama_step step = {.kv_count = 0};
     if (abi->fits && !psi_llama_step_begin(&step, abi, graph)) {
         psi_llama_say(PSI_LOG_INFO, "a step was refused: no memory for a new block, and none that could go for it");
-        return STATUS_ABORTED; /* the engine takes the step's cells back, and its decode returns 2 */
+        return STATUS_ABORTED; /* the engine takes the step's cells back */
     }
     status = psi_hooks_compute(&step, abi, sched, graph);
     psi_llama_step_end(&step);
@@ -208,6 +212,7 @@ void ggml_backend_tensor_memset(tensor *t, uint8_t value, size_t offset, size_t 
     }
 }
 
+/* What is lost in one is lost in the other, where both are in caches of ours. */
 static void copy_books(const tensor *from, const tensor *to, size_t count) {
     const kv_tensor *from_which = NULL, *to_which = NULL;
     psi_kv_lock();
@@ -238,8 +243,8 @@ void ggml_backend_tensor_copy(tensor *from, tensor *to) {
 
 /* ---- llama ------------------------------------------------------------------------------------- */
 
-/* llama_batch is passed by value: this stands for it and for what a newer build may add to its end. Only the first
- * field is read; the rest is handed on as it lies. */
+/* llama_batch is passed by value: this stands for it and for what a newer build may add to its end. It is handed on as
+ * it lies. */
 typedef struct batch_by_value {
     int32_t n_tokens;
     void *fields[15];
@@ -247,36 +252,6 @@ typedef struct batch_by_value {
 
 STAND_IN int32_t llama_decode(void *context, batch_by_value batch);
 STAND_IN int32_t llama_process(void *context, int type, void *batch);
-
-/* Non-zero when a decode of n_tokens in this llama_context would need a new block and would not get it: the caller
- * returns 1, "no KV slot". Asked before each decode; Python asks itself, because its calls do not come past
- * llama_decode. Any thread. */
-PSI_API int psi_llama_refuses(const void *context, int n_tokens);
-
-static bool has_room(const psi_kv *kv, int n_tokens) {
-    uint32_t cell = (uint32_t)(kv->last_written % kv->cells), stream = (uint32_t)(kv->last_written / kv->cells);
-    uint32_t left = kv->block_cells - 1 - cell % kv->block_cells;
-    if (n_tokens <= (int)left) {
-        return true;
-    }
-    uint32_t next = cell / kv->block_cells + 1;
-    return n_tokens <= (int)(left + kv->block_cells) && next < kv->stream_blocks &&
-           psi_block_get_state(kv->pool, stream * kv->stream_blocks + next) == PSI_BLOCK_RESIDENT;
-}
-
-int psi_llama_refuses(const void *context, int n_tokens) {
-    int refuses = 0;
-    psi_llama_context = context;
-    psi_kv_lock();
-    for (psi_kv *kv = psi_kv_first(); kv != NULL && !refuses; kv = kv->next) {
-        if (kv->context == context && kv->pool != NULL && psi_pool_refuses(kv->pool) && !has_room(kv, n_tokens)) {
-            psi_pool_count_refusal(kv->pool);
-            refuses = 1;
-        }
-    }
-    psi_kv_unlock();
-    return refuses;
-}
 
 typedef int32_t (*decode_fn)(void *, batch_by_value);
 typedef int32_t (*process_fn)(void *, int, void *);
@@ -291,7 +266,8 @@ int32_t llama_decode(void *context, batch_by_value batch) {
     if (found == NULL) {
         return -1;
     }
-    return psi_llama_refuses(context, batch.n_tokens) ? 1 : found(context, batch);
+    psi_refusal_call_begins(context);
+    return psi_refusal_answer(found(context, batch));
 }
 
 int32_t llama_process(void *context, int type, void *batch) {
@@ -303,6 +279,6 @@ int32_t llama_process(void *context, int type, void *batch) {
     if (found == NULL) {
         return -1;
     }
-    /* The batch is opaque here: one token is the least that it holds; a longer one is refused at its step. */
-    return psi_llama_refuses(context, 1) ? 1 : found(context, type, batch);
+    psi_refusal_call_begins(context);
+    return psi_refusal_answer(found(context, type, batch));
 }
