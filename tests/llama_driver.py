@@ -390,6 +390,68 @@ def callback():
     return {"seen": seen, "logits": hashed.hexdigest()}
 
 
+def cell_bytes(engine, sequence=0):
+    """The state of a sequence: its cells' positions and all their bytes."""
+    size = low.llama_state_seq_get_size(engine.context, sequence)
+    state = (ctypes.c_uint8 * size)()
+    assert low.llama_state_seq_get_data(engine.context, state, size, sequence) == size
+    return numpy.frombuffer(state, dtype=numpy.uint8).copy()
+
+
+def distance(a, b):
+    """The share of bytes that differ, and how far apart they are as 16-bit floats, against their size."""
+    assert a.shape == b.shape, (a.shape, b.shape)
+    x, y = (v[: len(v) // 2 * 2].view(numpy.float16).astype(numpy.float64) for v in (a, b))
+    good = numpy.isfinite(x) & numpy.isfinite(y)
+    x, y = numpy.where(good, x, 0), numpy.where(good, y, 0)
+    return {"bytes_differ": float((a != b).mean()), "apart": float(((x - y) ** 2).sum() / (x**2).sum()) ** 0.5}
+
+
+def divergence(a, b):
+    """Kullback-Leibler, of the two next-token distributions, in nats; and whether the likeliest token is the same."""
+    p, q = (v.astype(numpy.float64) - v.max() for v in (a, b))
+    p, q = (v - numpy.log(numpy.exp(v).sum()) for v in (p, q))
+    return {"kl": float((numpy.exp(p) * (p - q)).sum()), "same": bool(a.argmax() == b.argmax())}
+
+
+def recompute():
+    """Blocks are dropped (no store), and computed again: bytes and next logits against those before."""
+    sequences, count, batch = options.get("sequences", 1), options["prompt"], options.get("batch", 512)
+    engine = Engine(
+        cells=options.get("cells", 4096),
+        flash_attention=options["flash_attention"],
+        sequences=sequences,
+        unified=options.get("unified", False),
+        batch=batch,
+    )
+    prompts = [engine.tokens(text(s + 1), count) for s in range(sequences)]
+    for s, prompt in enumerate(prompts):
+        assert engine.decode(prompt, 0, s) == 0
+    states = [cell_bytes(engine, s) for s in range(sequences)]
+    logits = [engine.again(prompt[-1], count - 1, s) for s, prompt in enumerate(prompts)]
+    psi_cache.trim(options.get("share", 0.5))
+    hidden = [engine.again(prompt[-1], count - 1, s) for s, prompt in enumerate(prompts)]
+    trimmed = stats_now()
+    result = {"trimmed": trimmed, "changed": [bool((a != b).any()) for a, b in zip(logits, hidden)]}
+    how = options.get("how", "call")
+    if how == "call":
+        result["returned_bytes"] = psi_cache.llama.recompute(engine.context)
+    elif how == "restore":  # at the safe points of the steps that follow, a piece at a time
+        psi_cache.restore()
+        for i in range(200):
+            engine.again(prompts[0][-1], count - 1, 0)
+            if stats_now()["dropped_bytes"] == 0:
+                break
+        result["steps"] = i + 1
+    # how == "save": reading the state does it
+    after = [cell_bytes(engine, s) for s in range(sequences)]
+    again = [engine.again(prompt[-1], count - 1, s) for s, prompt in enumerate(prompts)]
+    result["restored"] = stats_now()
+    result["states"] = [distance(a, b) for a, b in zip(states, after)]
+    result["logits"] = [divergence(a, b) for a, b in zip(logits, again)]
+    return result
+
+
 def run():
     """A trim, a restore, and what they did to the last token's logits."""
     engine = Engine(cells=4096, flash_attention=options["flash_attention"])

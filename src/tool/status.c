@@ -226,7 +226,9 @@ static void json_stats(const psi_stats *s) {
                   {"reaction_us", s->reaction_us},
                   {"recalls", s->recalls},
                   {"recalled_bytes", s->recalled_bytes},
-                  {"recall_us", s->recall_us}};
+                  {"recall_us", s->recall_us},
+                  {"recomputed_bytes", s->recomputed_bytes},
+                  {"recompute_us", s->recompute_us}};
     for (size_t i = 0; i < sizeof shares / sizeof *shares; i++)
         printf(",\"%s\":%.6g", shares[i].name, shares[i].value);
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
