@@ -38,7 +38,7 @@ class Engine:
         assert self.model
         parameters = low.llama_context_default_params()
         parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = cells, batch, min(batch, 512)
-        parameters.n_threads = parameters.n_threads_batch = 2
+        parameters.n_threads = parameters.n_threads_batch = int(os.environ.get("THREADS", 2))
         parameters.n_seq_max, parameters.kv_unified, parameters.swa_full = (
             sequences,
             unified,
@@ -390,8 +390,9 @@ def callback():
     return {"seen": seen, "logits": hashed.hexdigest()}
 
 
-def cell_bytes(engine, sequence=0):
-    """The state of a sequence: its cells' positions and all their bytes."""
+def cell_bytes(engine, last, sequence=0):
+    """The state of a sequence without its last token: its cells' positions and all their bytes."""
+    low.llama_memory_seq_rm(low.llama_get_memory(engine.context), sequence, last, -1)
     size = low.llama_state_seq_get_size(engine.context, sequence)
     state = (ctypes.c_uint8 * size)()
     assert low.llama_state_seq_get_data(engine.context, state, size, sequence) == size
@@ -427,8 +428,8 @@ def recompute():
     prompts = [engine.tokens(text(s + 1), count) for s in range(sequences)]
     for s, prompt in enumerate(prompts):
         assert engine.decode(prompt, 0, s) == 0
-    states = [cell_bytes(engine, s) for s in range(sequences)]
     logits = [engine.again(prompt[-1], count - 1, s) for s, prompt in enumerate(prompts)]
+    states = [cell_bytes(engine, count - 1, s) for s in range(sequences)]
     psi_cache.trim(options.get("share", 0.5))
     hidden = [engine.again(prompt[-1], count - 1, s) for s, prompt in enumerate(prompts)]
     trimmed = stats_now()
@@ -444,12 +445,70 @@ def recompute():
                 break
         result["steps"] = i + 1
     # how == "save": reading the state does it
-    after = [cell_bytes(engine, s) for s in range(sequences)]
+    after = [cell_bytes(engine, count - 1, s) for s in range(sequences)]
+    result["saved"] = stats_now()
     again = [engine.again(prompt[-1], count - 1, s) for s, prompt in enumerate(prompts)]
     result["restored"] = stats_now()
     result["states"] = [distance(a, b) for a, b in zip(states, after)]
     result["logits"] = [divergence(a, b) for a, b in zip(logits, again)]
     return result
+
+
+def dropped_again(engine, prompt):
+    """Half of the blocks are dropped at the safe point of a step that changes nothing that is compared."""
+    psi_cache.trim(0.5)
+    engine.again(prompt[-1], len(prompt) - 1)
+    return stats_now()["dropped_bytes"]
+
+
+def recompute_after_rewrite():
+    """The end of a sequence is taken back and another one written: what is computed again is the new text."""
+    engine = Engine(cells=2048, flash_attention=options["flash_attention"])
+    old, new = engine.tokens(text(1), 400), engine.tokens(text(3), 300)
+    assert engine.decode(old, 0) == 0
+    low.llama_memory_seq_rm(low.llama_get_memory(engine.context), 0, 130, -1)
+    prompt = old[:130] + new[1:]
+    assert engine.decode(new[1:], 130) == 0
+    last = len(prompt) - 1
+    logits = engine.again(prompt[-1], last)
+    state = cell_bytes(engine, last)
+    engine.decode([prompt[-1]], last)
+    dropped = dropped_again(engine, prompt)
+    returned = psi_cache.llama.recompute()
+    after = cell_bytes(engine, last)
+    engine.decode([prompt[-1]], last)
+    return {
+        "dropped": dropped,
+        "returned": returned,
+        "state": distance(state, after),
+        "logits": divergence(logits, engine.logits()),
+    }
+
+
+def not_recomputable():
+    """What was shifted, loaded, or follows such cells is not computed again: it stays hidden, and nothing else changes."""
+    engine = Engine(cells=2048, flash_attention=options["flash_attention"])
+    prompt = engine.tokens(text(1), 400)
+    assert engine.decode(prompt, 0) == 0
+    memory = low.llama_get_memory(engine.context)
+    if options["by"] == "shift":
+        low.llama_memory_seq_rm(memory, 0, 10, 40)
+        low.llama_memory_seq_add(memory, 0, 40, -1, -30)
+        prompt = prompt[:10] + prompt[40:]
+    else:
+        size = low.llama_state_get_size(engine.context)
+        state = (ctypes.c_uint8 * size)()
+        assert low.llama_state_get_data(engine.context, state, size) == size
+        low.llama_memory_clear(memory, True)
+        assert low.llama_state_set_data(engine.context, state, size) == size
+    more = engine.tokens(text(5), 100)[1:]
+    assert engine.decode(more, len(prompt)) == 0
+    prompt = prompt + more
+    dropped = dropped_again(engine, prompt)
+    hidden = engine.again(prompt[-1], len(prompt) - 1)
+    returned = psi_cache.llama.recompute()
+    after = engine.again(prompt[-1], len(prompt) - 1)
+    return {"dropped": dropped, "returned": returned, "same": hidden.tobytes() == after.tobytes(), "stats": stats_now()}
 
 
 def run():

@@ -402,13 +402,13 @@ bool psi_llama_step_begin(psi_llama_step *step, const psi_abi *abi, void *graph)
     if (refused) {
         return false;
     }
-    psi_tokens_note(step);
     for (uint32_t i = 0; i < step->kv_count; i++) {
         if (is_managed(step->kvs[i])) {
             pass_safe_point(step, step->kvs[i]);
         }
     }
     psi_recompute_at_safe_point(step);
+    psi_tokens_note(step); /* now: what the step writes is no content yet that could be copied or compared */
     for (uint32_t i = 0; i < step->kv_count; i++) {
         if (is_managed(step->kvs[i])) {
             hide_what_is_out(step, step->kvs[i]);

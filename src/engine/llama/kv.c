@@ -388,8 +388,12 @@ void psi_kv_copy_books(const kv_tensor *from_tensor, const psi_kv *from, size_t 
 }
 
 /* Bytes that were dropped leave the context by a way that has no mask: nothing can hide them there. */
-static void say_lost(psi_kv *kv) {
-    if (kv->lost_cells > 0 && !kv->lost_said) {
+static void say_lost(psi_kv *kv, uint32_t first_block, uint32_t last_block) {
+    bool lost = false;
+    for (uint32_t b = first_block; kv->lost_cells > 0 && !kv->lost_said && !lost && b <= last_block; b++) {
+        lost = psi_kv_has_lost(kv, b);
+    }
+    if (lost) {
         kv->lost_said = true;
         psi_llama_say(
             PSI_LOG_ERROR,
@@ -428,14 +432,16 @@ void psi_kv_touch(psi_kv *kv, const kv_tensor *which, const void *address, size_
     }
     if (write) {
         note_rows(kv, which, address, count);
-    } else {
-        say_lost(kv);
     }
     if (kv->pool == NULL) {
         return;
     }
     uint32_t first = 0, last = 0;
     blocks_of_range(kv, which, (size_t)((const unsigned char *)address - which->data), count, &first, &last);
+    last = last < kv->blocks ? last : kv->blocks - 1;
+    if (!write && which->is_key) {
+        say_lost(kv, first, last);
+    }
     for (uint32_t i = first; i <= last && i < kv->blocks; i++) {
         /* V's rows cannot be told apart here: what is empty stays so until its K is written */
         if (which->is_key || psi_block_get_state(kv->pool, i) != PSI_BLOCK_EMPTY) {

@@ -454,7 +454,20 @@ static outcome recompute_chain(psi_hidden *hidden, psi_kv *const *kvs, uint32_t 
 static void say_once(psi_kv *kv, const char *why) {
     if (!kv->recompute_said) {
         kv->recompute_said = true;
-        psi_llama_say(PSI_LOG_WARN, "dropped blocks stay hidden, and are not recomputed: %s", why);
+        psi_llama_say(PSI_LOG_WARN, "some dropped blocks stay hidden, and are not computed again: %s", why);
+    }
+}
+
+static void say_what_is_not_known(psi_kv *const *kvs, uint32_t count, const wish *w) {
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t all = (uint64_t)kvs[i]->cells * kvs[i]->streams;
+        for (uint64_t cell = 0; kvs[i]->lost_cells > 0 && cell < all; cell++) {
+            if (is_lost(kvs[i], cell) && is_wished(w, kvs[i], cell)) {
+                say_once(kvs[0], "not all that they saw is known any more (keys that were shifted, a state that was "
+                                 "loaded, text that was removed, embeddings)");
+                return;
+            }
+        }
     }
 }
 
@@ -491,6 +504,7 @@ static bool recompute(psi_kv *const *kvs, uint32_t count, const wish *w, uint64_
         }
         uint64_t cell = find_target(kvs, count, w, &of);
         if (cell == NO_CELL) {
+            say_what_is_not_known(kvs, count, w);
             break;
         }
         const char *why = NULL;
