@@ -87,12 +87,15 @@ typedef struct psi_options {
         *tuning_file;   /* what was learned is read from here and saved here; default none (PSI_CACHE_TUNING_FILE) */
     double guard_share; /* of the cache: most that stall alone may take in a guard period; 0.5 */
     uint64_t guard_period_us; /* default 60 s */
-    int recall;          /* 0 default (on), 1 on, -1 off: hidden blocks that the model wants come back in exchange for
-                            others, while the cache stays as small as it is (PSI_CACHE_RECALL=off) */
-    double score_share;  /* most of the step time that measuring attention may cost, on average; 0.01 */
-    double recall_share; /* the same of finding and fetching what is wanted, in steps of one token; 0.03 */
-    uint64_t recall_us;  /* most time that a step spends on exchanges, if it is a prompt's (8 tokens or more) or the
-                            first after blocks were taken, and one block's more; default 50 ms */
+    int recall;            /* 0 default (on), 1 on, -1 off: hidden blocks that the model wants come back in exchange for
+                              others, while the cache stays as small as it is (PSI_CACHE_RECALL=off) */
+    double score_share;    /* most of the step time that measuring attention may cost, on average; 0.01 */
+    double recall_share;   /* the same of finding and fetching what is wanted, in steps of one token; 0.03 */
+    uint64_t recall_us;    /* most time that a step spends on exchanges, if it is a prompt's (8 tokens or more) or the
+                              first after blocks were taken, and one block's more; default 50 ms */
+    int recompute;         /* 0 default (on), 1 on, -1 off: dropped blocks are computed again from their tokens, where
+                              the engine knows them (PSI_CACHE_RECOMPUTE=off) */
+    uint64_t recompute_us; /* most time that a step waits for it, and one piece's more; default 100 ms */
     uint64_t store_hour_max_bytes; /* written to the store in any hour, all pools together; default no bound. Blocks are
                                       then not written ahead of need; a trim under pressure or by hand still writes */
     int store_hour_strict; /* 1 on, default off: trims keep to it, too; blocks that the store has not stay in memory, or
@@ -332,6 +335,8 @@ typedef struct psi_stats {
     uint64_t recalls;             /* exchanges of hidden blocks that were wanted */
     uint64_t recalled_bytes;
     uint64_t recall_us;            /* spent on them */
+    uint64_t recomputed_bytes;     /* of dropped blocks, computed again from their tokens; part of restored_bytes */
+    uint64_t recompute_us;         /* spent on it */
     uint64_t store_hour_bytes;     /* handed to the store's disk in the last hour */
     uint64_t store_hour_max_bytes; /* the bound on it; 0: none */
 } psi_stats;

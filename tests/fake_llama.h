@@ -217,7 +217,7 @@ static fake_llama *fake_open(uint32_t streams, bool quantised) {
         }
         (void)snprintf(t->name, sizeof(t->name), "cache_%c_l%u", i % 2 == 0 ? 'k' : 'v', i / 2);
     }
-    void *buffer = psi_kv_take(&fake->abi, fake, NULL);
+    void *buffer = psi_kv_take(&fake->abi, NULL, fake, NULL);
     fake->kv = psi_kv_of_buffer(buffer);
     return fake;
 }
@@ -298,7 +298,7 @@ static int fake_step(fake_llama *fake, void *sched) {
         return STATUS_ABORTED;
     }
     int status = psi_hooks_compute(&step, &fake->abi, sched, fake);
-    psi_llama_step_end(&step);
+    psi_llama_step_end(&step, status == 0);
     return status;
 }
 

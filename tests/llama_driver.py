@@ -45,7 +45,7 @@ class Engine:
         assert self.model
         parameters = low.llama_context_default_params()
         parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = cells, batch, min(batch, 512)
-        parameters.n_threads = parameters.n_threads_batch = options.get("threads", 2)
+        parameters.n_threads = parameters.n_threads_batch = options.get("threads", int(os.environ.get("THREADS", 2)))
         parameters.n_seq_max, parameters.kv_unified, parameters.swa_full = (
             sequences,
             unified,
@@ -411,6 +411,127 @@ def callback():
         digest(hashed, engine.logits())
         assert engine.decode([prompt[i]], 600 + i) == 0
     return {"seen": seen, "logits": hashed.hexdigest()}
+
+
+def cell_bytes(engine, last, sequence=0):
+    """The state of a sequence without its last token: its cells' positions and all their bytes."""
+    low.llama_memory_seq_rm(low.llama_get_memory(engine.context), sequence, last, -1)
+    size = low.llama_state_seq_get_size(engine.context, sequence)
+    state = (ctypes.c_uint8 * size)()
+    assert low.llama_state_seq_get_data(engine.context, state, size, sequence) == size
+    return numpy.frombuffer(state, dtype=numpy.uint8).copy()
+
+
+def distance(a, b):
+    """The share of bytes that differ, and how far apart they are as 16-bit floats, against their size."""
+    assert a.shape == b.shape, (a.shape, b.shape)
+    x, y = (v[: len(v) // 2 * 2].view(numpy.float16).astype(numpy.float64) for v in (a, b))
+    good = numpy.isfinite(x) & numpy.isfinite(y)
+    x, y = numpy.where(good, x, 0), numpy.where(good, y, 0)
+    return {"bytes_differ": float((a != b).mean()), "apart": float(((x - y) ** 2).sum() / (x**2).sum()) ** 0.5}
+
+
+def divergence(a, b):
+    """Kullback-Leibler, of the two next-token distributions, in nats; and whether the likeliest token is the same."""
+    p, q = (v.astype(numpy.float64) - v.max() for v in (a, b))
+    p, q = (v - numpy.log(numpy.exp(v).sum()) for v in (p, q))
+    return {"kl": float((numpy.exp(p) * (p - q)).sum()), "same": bool(a.argmax() == b.argmax())}
+
+
+def recompute():
+    """Blocks are dropped (no store), and computed again: bytes and next logits against those before."""
+    sequences, count, batch = options.get("sequences", 1), options["prompt"], options.get("batch", 512)
+    engine = Engine(
+        cells=options.get("cells", 4096),
+        flash_attention=options["flash_attention"],
+        sequences=sequences,
+        unified=options.get("unified", False),
+        batch=batch,
+    )
+    prompts = [engine.tokens(text(s + 1), count) for s in range(sequences)]
+    for s, prompt in enumerate(prompts):
+        assert engine.decode(prompt, 0, s) == 0
+    logits = [engine.again(prompt[-1], count - 1, s) for s, prompt in enumerate(prompts)]
+    states = [cell_bytes(engine, count - 1, s) for s in range(sequences)]
+    psi_cache.trim(options.get("share", 0.5))
+    hidden = [engine.again(prompt[-1], count - 1, s) for s, prompt in enumerate(prompts)]
+    trimmed = stats_now()
+    result = {"trimmed": trimmed, "changed": [bool((a != b).any()) for a, b in zip(logits, hidden)]}
+    how = options.get("how", "call")
+    if how == "call":
+        result["returned_bytes"] = psi_cache.llama.recompute(engine.context)
+    elif how == "restore":  # at the safe points of the steps that follow, a piece at a time
+        psi_cache.restore()
+        for i in range(200):
+            engine.again(prompts[0][-1], count - 1, 0)
+            if stats_now()["dropped_bytes"] == 0:
+                break
+        result["steps"] = i + 1
+    # how == "save": reading the state does it
+    after = [cell_bytes(engine, count - 1, s) for s in range(sequences)]
+    result["saved"] = stats_now()
+    again = [engine.again(prompt[-1], count - 1, s) for s, prompt in enumerate(prompts)]
+    result["restored"] = stats_now()
+    result["states"] = [distance(a, b) for a, b in zip(states, after)]
+    result["logits"] = [divergence(a, b) for a, b in zip(logits, again)]
+    return result
+
+
+def dropped_again(engine, prompt):
+    """Half of the blocks are dropped at the safe point of a step that changes nothing that is compared."""
+    psi_cache.trim(0.5)
+    engine.again(prompt[-1], len(prompt) - 1)
+    return stats_now()["dropped_bytes"]
+
+
+def recompute_after_rewrite():
+    """The end of a sequence is taken back and another one written: what is computed again is the new text."""
+    engine = Engine(cells=2048, flash_attention=options["flash_attention"])
+    old, new = engine.tokens(text(1), 400), engine.tokens(text(3), 300)
+    assert engine.decode(old, 0) == 0
+    low.llama_memory_seq_rm(low.llama_get_memory(engine.context), 0, 130, -1)
+    prompt = old[:130] + new[1:]
+    assert engine.decode(new[1:], 130) == 0
+    last = len(prompt) - 1
+    logits = engine.again(prompt[-1], last)
+    state = cell_bytes(engine, last)
+    engine.decode([prompt[-1]], last)
+    dropped = dropped_again(engine, prompt)
+    returned = psi_cache.llama.recompute()
+    after = cell_bytes(engine, last)
+    engine.decode([prompt[-1]], last)
+    return {
+        "dropped": dropped,
+        "returned": returned,
+        "state": distance(state, after),
+        "logits": divergence(logits, engine.logits()),
+    }
+
+
+def not_recomputable():
+    """What was shifted, loaded, or follows such cells is not computed again: it stays hidden, and nothing else changes."""
+    engine = Engine(cells=2048, flash_attention=options["flash_attention"])
+    prompt = engine.tokens(text(1), 400)
+    assert engine.decode(prompt, 0) == 0
+    memory = low.llama_get_memory(engine.context)
+    if options["by"] == "shift":
+        low.llama_memory_seq_rm(memory, 0, 10, 40)
+        low.llama_memory_seq_add(memory, 0, 40, -1, -30)
+        prompt = prompt[:10] + prompt[40:]
+    else:
+        size = low.llama_state_get_size(engine.context)
+        state = (ctypes.c_uint8 * size)()
+        assert low.llama_state_get_data(engine.context, state, size) == size
+        low.llama_memory_clear(memory, True)
+        assert low.llama_state_set_data(engine.context, state, size) == size
+    more = engine.tokens(text(5), 100)[1:]
+    assert engine.decode(more, len(prompt)) == 0
+    prompt = prompt + more
+    dropped = dropped_again(engine, prompt)
+    hidden = engine.again(prompt[-1], len(prompt) - 1)
+    returned = psi_cache.llama.recompute()
+    after = engine.again(prompt[-1], len(prompt) - 1)
+    return {"dropped": dropped, "returned": returned, "same": hidden.tobytes() == after.tobytes(), "stats": stats_now()}
 
 
 def run():

@@ -92,6 +92,8 @@ class Stats(ctypes.Structure):
         ("recalls", ctypes.c_uint64),
         ("recalled_bytes", ctypes.c_uint64),
         ("recall_us", ctypes.c_uint64),
+        ("recomputed_bytes", ctypes.c_uint64),
+        ("recompute_us", ctypes.c_uint64),
         ("store_hour_bytes", ctypes.c_uint64),
         ("store_hour_max_bytes", ctypes.c_uint64),
     ]

@@ -12,6 +12,7 @@ PSI_CACHE_DISABLE=1 in the environment makes this import do nothing.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.abc
 import importlib.machinery
@@ -24,7 +25,7 @@ from typing import Any, Callable, Optional, Sequence
 from . import _native
 from . import restore, set_cache_limit, stats, trim
 
-__all__ = ["restore", "set_cache_limit", "stats", "trim"]
+__all__ = ["recompute", "restore", "set_cache_limit", "stats", "trim"]
 
 _MODULE = "llama_cpp.llama_cpp"  # where llama_decode is defined, and looked up at each call
 _log = logging.getLogger("psi_cache")
@@ -68,29 +69,61 @@ def _wrap(decode: Callable[..., int], refuses: Callable[[Any, int], int]) -> Cal
             return decode(ctx, batch)
         return 1 if refused else decode(ctx, batch)
 
-    llama_decode.__doc__ = decode.__doc__
-    # What callers read off the ctypes function stays readable.
+    return _dress(llama_decode, decode)
+
+
+def _wrap_init(init: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:
+    """``init`` makes a context; how it was made is told, so that dropped blocks of it can be computed again."""
+
+    def llama_init_from_model(model: Any, params: Any, /) -> Any:
+        context = init(model, params)
+        if context:
+            with contextlib.suppress(TypeError, ctypes.ArgumentError):  # not told: nothing is computed again
+                note(context, model, ctypes.byref(params), ctypes.sizeof(params))
+        return context
+
+    return _dress(llama_init_from_model, init)
+
+
+def _dress(wrapper: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """What callers read off the ctypes function stays readable."""
+    wrapper.__doc__, wrapper.__name__ = function.__doc__, getattr(function, "__name__", wrapper.__name__)
     for name in ("argtypes", "restype", "errcheck"):
-        if hasattr(decode, name):
-            setattr(llama_decode, name, getattr(decode, name))
-    llama_decode.__wrapped__ = decode  # type: ignore[attr-defined]
-    llama_decode.__psi_cache__ = True  # type: ignore[attr-defined]
-    return llama_decode
+        if hasattr(function, name):
+            setattr(wrapper, name, getattr(function, name))
+    wrapper.__wrapped__, wrapper.__psi_cache__ = function, True
+    return wrapper  # type: ignore[no-any-return]
+
+
+def _replace(module: ModuleType, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> bool:
+    """Sets a wrapped function on llama_cpp.llama_cpp, and where it was already copied to."""
+    function = getattr(module, name, None)
+    if function is None or getattr(function, "__psi_cache__", False):
+        return function is not None
+    wrapped = wrap(function)
+    for other_name, other in list(sys.modules.items()):
+        if (other_name == "llama_cpp" or other_name.startswith("llama_cpp.")) and vars(other).get(name) is function:
+            setattr(other, name, wrapped)
+    setattr(module, name, wrapped)
+    return True
 
 
 def _patch(module: ModuleType) -> None:
-    """Sets the wrapped llama_decode on llama_cpp.llama_cpp, and where it was already copied to."""
-    decode = getattr(module, "llama_decode", None)
-    if decode is None:
+    if not _replace(module, "llama_decode", lambda decode: _wrap(decode, _refuses)):
         _log.warning("psi_cache: this llama_cpp has no llama_decode: nothing is refused under pressure")
-        return
-    if getattr(decode, "__psi_cache__", False):
-        return
-    wrapped = _wrap(decode, _refuses)
-    for name, other in list(sys.modules.items()):
-        if (name == "llama_cpp" or name.startswith("llama_cpp.")) and vars(other).get("llama_decode") is decode:
-            setattr(other, "llama_decode", wrapped)
-    setattr(module, "llama_decode", wrapped)
+    for name in ("llama_init_from_model", "llama_new_context_with_model"):
+        _replace(module, name, lambda init: _wrap_init(init, _note_context))
+
+
+def recompute(context: Any = None) -> int:
+    """Computes dropped blocks of a ``llama_context`` again from their tokens, now; None: of all contexts.
+
+    Call it on the thread that decodes, while no decode runs: an idle engine is whole again before its next token is asked
+    for. Blocks come back as far as their tokens are known and there is room. Returns the bytes that came back.
+    """
+    if _library is None:
+        return 0
+    return int(_library.psi_llama_recompute(context))
 
 
 class _Loader(importlib.abc.Loader):
@@ -131,11 +164,18 @@ class _Finder(importlib.abc.MetaPathFinder):
         return None
 
 
+_library: Optional[ctypes.CDLL] = None
+
 if os.environ.get("PSI_CACHE_DISABLE") != "1":
     _library = _load()
     _native.follow()
     _refuses = _library.psi_llama_refuses
     _refuses.argtypes, _refuses.restype = [ctypes.c_void_p, ctypes.c_int], ctypes.c_int
+    _note_context = _library.psi_llama_note_context
+    _note_context.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+    _note_context.restype = None
+    _library.psi_llama_recompute.argtypes = [ctypes.c_void_p]
+    _library.psi_llama_recompute.restype = ctypes.c_uint64
     _loaded = sys.modules.get(_MODULE)
     if _loaded is not None:  # preloaded, and llama_cpp came first: the calls are in place all the same
         _patch(_loaded)

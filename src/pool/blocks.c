@@ -131,3 +131,44 @@ int psi_block_copy_stored(psi_pool *pool, uint32_t from, uint32_t to) {
     pthread_mutex_unlock(&pool->lock);
     return error;
 }
+
+uint64_t psi_block_revive(psi_pool *pool, uint32_t block) {
+    pthread_mutex_lock(&pool->lock);
+    psi_block *b = &pool->block[block];
+    uint64_t bytes = 0;
+    if (b->state == PSI_BLOCK_DROPPED) {
+        psi_block_move(pool, block, PSI_BLOCK_RESIDENT);
+        bytes = psi_layout_block_bytes(pool, block);
+        pool->restored_bytes += bytes;
+    }
+    if (b->slot != PSI_SLOT_NONE) { /* of a block that was dropped in part: its copy is about to be wrong */
+        psi_store_free(pool->store, b->slot);
+        b->slot = PSI_SLOT_NONE;
+    }
+    b->written = b->used = pool->step + 1;
+    pthread_mutex_unlock(&pool->lock);
+    return bytes;
+}
+
+uint64_t psi_pool_wants_recompute(psi_pool *pool, uint32_t recomputable) {
+    pthread_mutex_lock(&pool->lock);
+    uint64_t bytes = pool->want_recompute_bytes;
+    pool->recomputable = recomputable;
+    pool->want_recompute_bytes = bytes == UINT64_MAX ? bytes : 0;
+    pthread_mutex_unlock(&pool->lock);
+    return bytes;
+}
+
+void psi_pool_end_recompute(psi_pool *pool) {
+    pthread_mutex_lock(&pool->lock);
+    pool->want_recompute_bytes = 0;
+    pthread_mutex_unlock(&pool->lock);
+}
+
+void psi_pool_count_recompute(psi_pool *pool, uint64_t bytes, uint64_t took_us) {
+    pthread_mutex_lock(&pool->lock);
+    pool->recomputed_bytes += bytes;
+    pool->recompute_us += took_us;
+    pool->restores += bytes > 0;
+    pthread_mutex_unlock(&pool->lock);
+}

@@ -365,6 +365,8 @@ static void add_pool_stats(psi_stats *s, psi_pool *pool) {
     s->recalls += pool->recalls;
     s->recalled_bytes += pool->recalled_bytes;
     s->recall_us += pool->recall_us;
+    s->recomputed_bytes += pool->recomputed_bytes;
+    s->recompute_us += pool->recompute_us;
     s->steps = pool->step > s->steps ? pool->step : s->steps;
     s->pools++;
     pthread_mutex_unlock(&pool->lock);

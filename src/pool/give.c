@@ -17,7 +17,7 @@ void psi_give_measure(psi_cache *cache, psi_demand *demand) {
         demand->resident_bytes += (uint64_t)pool->resident * pool->block_total_bytes;
         demand->evictable_bytes += pool->evictable_bytes;
         demand->unwritten_bytes += pool->unwritten_bytes;
-        demand->returnable_bytes += (uint64_t)pool->hidden * pool->block_total_bytes;
+        demand->returnable_bytes += (uint64_t)(pool->hidden + pool->recomputable) * pool->block_total_bytes;
         demand->pending_bytes += atomic_load(&pool->want_trim_bytes);
         demand->returned_bytes += pool->returned_bytes;
         pthread_mutex_unlock(&pool->lock);
@@ -63,7 +63,7 @@ static psi_demand survey_of(psi_pool *pool) {
     pthread_mutex_lock(&pool->lock);
     psi_demand own = {.evictable_bytes = pool->evictable_bytes,
                       .unwritten_bytes = pool->unwritten_bytes,
-                      .returnable_bytes = (uint64_t)pool->hidden * pool->block_total_bytes};
+                      .returnable_bytes = (uint64_t)(pool->hidden + pool->recomputable) * pool->block_total_bytes};
     pthread_mutex_unlock(&pool->lock);
     return own;
 }

@@ -71,3 +71,7 @@ double psi_cache_score_share(const psi_cache *cache) { return atomic_load(&cache
 double psi_cache_recall_share(const psi_cache *cache) { return atomic_load(&cache->recall_share); }
 
 uint64_t psi_cache_recall_us(const psi_cache *cache) { return cache->settings.recall_us; }
+
+bool psi_cache_recomputes(const psi_cache *cache) { return cache->settings.recompute; }
+
+uint64_t psi_cache_recompute_us(const psi_cache *cache) { return cache->settings.recompute_us; }

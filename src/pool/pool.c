@@ -460,6 +460,14 @@ uint64_t psi_pool_give_as_asked(psi_pool *pool, uint64_t given) {
     return given + trim_as_asked(pool, given);
 }
 
+/* What was stored comes first: reading is faster than computing. */
+static void regrow(psi_pool *pool, uint64_t bytes) {
+    uint64_t restored = psi_regrow(pool, bytes);
+    if (restored < bytes && pool->want_recompute_bytes != UINT64_MAX) {
+        pool->want_recompute_bytes = bytes - restored;
+    }
+}
+
 int psi_pool_step(psi_pool *pool) {
     if (pool == NULL) {
         return -EINVAL;
@@ -475,10 +483,12 @@ int psi_pool_step(psi_pool *pool) {
         uint64_t restore = atomic_exchange(&pool->want_restore_bytes, 0);
         if (given > 0) {
             pool->trims++;
+            pool->want_recompute_bytes = 0;
         } else if (atomic_exchange(&pool->want_restore_all, false)) {
             (void)restore_all(pool);
+            pool->want_recompute_bytes = UINT64_MAX;
         } else if (restore > 0) {
-            (void)psi_regrow(pool, restore);
+            regrow(pool, restore);
         }
         psi_recall_fetched(pool);
     }

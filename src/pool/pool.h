@@ -110,6 +110,10 @@ struct psi_pool {
     uint32_t fresh;                              /* blocks that became RESIDENT from EMPTY since the last safe point */
     uint64_t scored_step;                        /* the last one in which attention was scored */
     uint64_t recalls, recalled_bytes, recall_us; /* exchanges of hidden blocks for others */
+    uint32_t recomputable;                       /* dropped blocks that the last step would have read, and that the
+                                                    engine can compute again */
+    uint64_t want_recompute_bytes;               /* it may bring back now; UINT64_MAX: all, by hand */
+    uint64_t recomputed_bytes, recompute_us;
     psi_fetch fetches[PSI_FETCH_BLOCKS];
     _Atomic bool wants_fetch; /* some are ASKED; the writer's to clear */
     _Atomic bool wants_tidy;  /* blocks were freed whose records have room on the disk; the writer's to clear */
@@ -149,6 +153,15 @@ void psi_block_lose(psi_pool *pool, uint32_t block, int error);
 /* A record is read up to so many times before it counts as lost: a direct read may fail for want of memory, just then.
  */
 enum { PSI_READ_TRIES = 3 };
+
+/* blocks.c, for engines that compute dropped blocks again; they take the pool's lock. The block becomes RESIDENT, and
+ * does not go before the next step: the caller fills it now. It is not newer for that. Bytes of it, if it was DROPPED.
+ */
+uint64_t psi_block_revive(psi_pool *pool, uint32_t block);
+/* How many bytes may be brought back so in this step; `recomputable` is how many blocks wait for it. */
+uint64_t psi_pool_wants_recompute(psi_pool *pool, uint32_t recomputable);
+void psi_pool_end_recompute(psi_pool *pool);
+void psi_pool_count_recompute(psi_pool *pool, uint64_t bytes, uint64_t took_us);
 
 /* trim.c. Bytes given back, not below floor_bytes of resident ones; bytes restored. */
 uint64_t psi_trim(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, uint64_t floor_bytes);
@@ -245,6 +258,8 @@ bool psi_cache_recalls(const psi_cache *cache);
 double psi_cache_score_share(const psi_cache *cache);
 double psi_cache_recall_share(const psi_cache *cache);
 uint64_t psi_cache_recall_us(const psi_cache *cache);
+bool psi_cache_recomputes(const psi_cache *cache);
+uint64_t psi_cache_recompute_us(const psi_cache *cache);
 /* True while a trim is near or on its way: the index is above the lower limit. */
 bool psi_cache_is_uneasy(const psi_cache *cache);
 int psi_cache_open_store(psi_cache *cache, psi_pool *pool);

@@ -175,6 +175,8 @@ int psi_settings_resolve(psi_settings *settings, const psi_options *options) {
     made.score_share = o->score_share > 0 ? o->score_share : share(&made.log, "SCORE_SHARE", 0.01);
     made.recall_share = o->recall_share > 0 ? o->recall_share : share(&made.log, "RECALL_SHARE", 0.03);
     made.recall_us = or_bytes(&made.log, o->recall_us, "RECALL_US", 50000);
+    made.recompute = is_on(o->recompute, "RECOMPUTE");
+    made.recompute_us = or_bytes(&made.log, o->recompute_us, "RECOMPUTE_US", 100000);
     (void)snprintf(made.store, sizeof(made.store), "%s", text_of(o->store, "STORE", "file"));
     bool fits = copy_path(&made, made.store_dir, "store_dir", text_of(o->store_dir, "STORE_DIR", "/var/tmp"));
     fits = copy_path(&made, made.root, "root", text_of(o->root, "ROOT", "")) && fits;

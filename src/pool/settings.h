@@ -17,6 +17,8 @@ typedef struct psi_settings {
     bool recall;
     double score_share, recall_share;
     uint64_t recall_us;
+    bool recompute;
+    uint64_t recompute_us;
     char store[8]; /* "": none, as in those below */
     char store_dir[PSI_SETTING_PATH_BYTES], root[PSI_SETTING_PATH_BYTES], tuning_file[PSI_SETTING_PATH_BYTES];
     bool controller;

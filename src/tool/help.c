@@ -40,6 +40,8 @@ static const char the_run[] =
     "  --score-share X     share of the step time that measuring attention may cost, 0 to 1 (default 0.01)\n"
     "  --recall-share X    the same of finding hidden blocks that are wanted, while decoding (default 0.03)\n"
     "  --recall-us N       microseconds that a step of a prompt may spend on exchanges (default 50000)\n"
+    "  --recompute on|off  off: dropped blocks are not computed again from their tokens\n"
+    "  --recompute-us N    microseconds that a step may wait for it (default 100000)\n"
     "  --store KIND        where trimmed blocks rest: file (default), or none: they are dropped\n"
     "  --store-dir DIR     directory of the store, on a disk (default /var/tmp)\n"
     "  --store-max SIZE    upper size of the store (default: the cache's capacity)\n"

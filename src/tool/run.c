@@ -33,6 +33,8 @@ static const run_option the_options[] = {
     {"score-share", "PSI_CACHE_SCORE_SHARE", SHARE, NULL},
     {"recall-share", "PSI_CACHE_RECALL_SHARE", SHARE, NULL},
     {"recall-us", "PSI_CACHE_RECALL_US", COUNT, NULL},
+    {"recompute", "PSI_CACHE_RECOMPUTE", CHOICE, "on|off"},
+    {"recompute-us", "PSI_CACHE_RECOMPUTE_US", COUNT, NULL},
     {"store", "PSI_CACHE_STORE", CHOICE, "file|none"},
     {"store-dir", "PSI_CACHE_STORE_DIR", DIRECTORY, NULL},
     {"store-max", "PSI_CACHE_STORE_MAX_BYTES", BYTES, NULL},

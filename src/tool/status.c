@@ -235,6 +235,8 @@ static void json_stats(const psi_stats *s) {
                   {"recalls", s->recalls},
                   {"recalled_bytes", s->recalled_bytes},
                   {"recall_us", s->recall_us},
+                  {"recomputed_bytes", s->recomputed_bytes},
+                  {"recompute_us", s->recompute_us},
                   {"store_hour_bytes", s->store_hour_bytes},
                   {"store_hour_max_bytes", s->store_hour_max_bytes}};
     for (size_t i = 0; i < sizeof shares / sizeof *shares; i++)

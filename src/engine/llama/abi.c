@@ -150,6 +150,7 @@ static void find_ops(psi_abi *abi) {
     abi->op_cpy = find_op(abi, "CPY");
     abi->op_cont = find_op(abi, "CONT");
     abi->op_dup = find_op(abi, "DUP");
+    abi->op_get_rows = find_op(abi, "GET_ROWS");
     abi->op_rope = find_op(abi, "ROPE");
 }
 

@@ -17,7 +17,8 @@ enum {
     TYPE_I64 = 27,
     TYPE_BF16 = 30
 }; /* enum ggml_type; written to files, so it does not move */
-enum { STATUS_ALLOC_FAILED = -2, STATUS_ABORTED = 1 }; /* enum ggml_status */
+enum { TENSOR_FLAG_INPUT = 1, TENSOR_FLAG_COMPUTE = 16 }; /* the second: builds since 2026; others set none */
+enum { STATUS_ALLOC_FAILED = -2, STATUS_ABORTED = 1 };    /* enum ggml_status */
 
 typedef struct tensor tensor;
 struct tensor {
@@ -39,6 +40,12 @@ struct tensor {
 
 /* Called before a node is computed (ask: is its result wanted?) and after, if it was. */
 typedef bool (*psi_eval_callback)(tensor *t, bool ask, void *user);
+
+/* llama_context_params, passed by value: this stands for it and for what a newer build may add to its end. */
+enum { PSI_PARAMS_BYTES = 256 };
+typedef struct psi_params {
+    unsigned char bytes[PSI_PARAMS_BYTES];
+} __attribute__((aligned(8))) psi_params;
 
 typedef void (*psi_to_float_fn)(const void *from, float *to, int64_t count);
 
@@ -89,7 +96,7 @@ typedef struct psi_abi {
     const psi_type_traits *(*get_type_traits)(int type);
     /* numbers of operations, which change from build to build; -1: this build has none */
     int op_none, op_set_rows, op_flash_attn, op_soft_max, op_mul_mat, op_view, op_reshape, op_permute, op_transpose,
-        op_cpy, op_cont, op_dup, op_rope;
+        op_cpy, op_cont, op_dup, op_get_rows, op_rope;
 } psi_abi;
 
 /* The functions behind a stand-in that was called from `caller` (its return address). NULL: no ggml is there. */

@@ -40,6 +40,7 @@ static void copy_books(const copy *c) {
     uint64_t from = (uint64_t)c->from * kv->cells, to = (uint64_t)c->to * kv->cells;
     for (uint32_t i = 0; i < kv->cells; i++) {
         bool lost = psi_kv_bit(kv->lost, from + i), was = psi_kv_bit(kv->lost, to + i);
+        psi_tokens_copy(kv, from + i, kv, to + i);
         psi_kv_set_bit(kv->has, to + i, psi_kv_bit(kv->has, from + i));
         psi_kv_set_bit(kv->lost, to + i, lost);
         kv->lost_cells = kv->lost_cells + lost - was;

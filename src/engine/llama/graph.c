@@ -6,6 +6,7 @@
 #include "engine/llama/hooks.h"
 #include "engine/llama/layers.h"
 #include "engine/llama/listen.h"
+#include "engine/llama/recompute.h"
 #include "engine/llama/refusal.h"
 
 #include "os/os.h"
@@ -92,6 +93,9 @@ static void read_set_rows(psi_llama_step *step, written *seen, const tensor *nod
     if (which->is_key) {
         if (is_new(seen, indices)) {
             note_written(kv, indices);
+            if (step->write_count < STEP_MAX_KVS) { /* as many as `seen` takes */
+                step->writes[step->write_count++] = (step_write){kv, indices};
+            }
         }
     } else if (kv->pool == NULL) {
         psi_kv_open_pool(kv, node->ne[0] == 1); /* a transposed V is written element by element */
@@ -291,6 +295,7 @@ static void read_graph(psi_llama_step *step, const psi_abi *abi, void *graph) {
     int nodes = abi->graph_n_nodes(graph);
     for (int i = 0; i < nodes; i++) {
         const tensor *node = abi->graph_node(graph, i);
+        psi_tokens_see_node(&step->tokens, abi, node);
         if (node->op == abi->op_set_rows) {
             read_set_rows(step, &seen, node);
         } else if (node->op == abi->op_flash_attn || node->op == abi->op_soft_max) {
@@ -339,7 +344,23 @@ static void pass_safe_point(psi_llama_step *step, psi_kv *kv) {
     kv->last_written = kv->wrote ? kv->step_last : kv->last_written;
     (void)psi_pool_mark(kv->pool, kv->marks);
     (void)psi_pool_step(kv->pool);
+}
+
+/* True when some token of the step does not see all that it should. */
+static bool misses_some(const psi_kv *kv) {
+    bool misses = false;
+    for (uint32_t i = 0; i < kv->blocks && !misses; i++) {
+        bool out = kv->states[i] == PSI_BLOCK_STORED || kv->states[i] == PSI_BLOCK_DROPPED;
+        misses = kv->marks[i] != 0 && (out || (kv->lost_cells > 0 && psi_kv_has_lost(kv, i)));
+    }
+    return misses;
+}
+
+static void hide_what_is_out(psi_llama_step *step, psi_kv *kv) {
     psi_pool_states(kv->pool, kv->states);
+    if (misses_some(kv)) {
+        psi_tokens_note_partial(step);
+    }
     psi_listen_begin(step, kv);
     for (uint32_t i = 0; i < step->mask_count; i++) {
         if (step->masks[i].kv == kv) {
@@ -348,8 +369,11 @@ static void pass_safe_point(psi_llama_step *step, psi_kv *kv) {
     }
 }
 
+static bool is_managed(const psi_kv *kv) { return kv->pool != NULL && !kv->given_up; }
+
 bool psi_llama_step_begin(psi_llama_step *step, const psi_abi *abi, void *graph) {
-    step->mask_count = step->kv_count = step->hook_count = step->next_hook = 0;
+    step->mask_count = step->kv_count = step->hook_count = step->next_hook = step->write_count = 0;
+    step->tokens = (psi_step_tokens){0};
     step->listens = step->layered = false;
     step->begin_us = psi_os_now_us();
     psi_kv_lock();
@@ -365,8 +389,15 @@ bool psi_llama_step_begin(psi_llama_step *step, const psi_abi *abi, void *graph)
         return false;
     }
     for (uint32_t i = 0; i < step->kv_count; i++) {
-        if (step->kvs[i]->pool != NULL && !step->kvs[i]->given_up) {
+        if (is_managed(step->kvs[i])) {
             pass_safe_point(step, step->kvs[i]);
+        }
+    }
+    psi_recompute_at_safe_point(step);
+    psi_tokens_note(step); /* now: what the step writes is no content yet that could be copied or compared */
+    for (uint32_t i = 0; i < step->kv_count; i++) {
+        if (is_managed(step->kvs[i])) {
+            hide_what_is_out(step, step->kvs[i]);
             psi_layers_begin(step, step->kvs[i], graph);
         }
     }
@@ -374,8 +405,11 @@ bool psi_llama_step_begin(psi_llama_step *step, const psi_abi *abi, void *graph)
     return true;
 }
 
-void psi_llama_step_end(psi_llama_step *step) {
+void psi_llama_step_end(psi_llama_step *step, bool computed) {
     psi_layers_end(step);
+    if (!computed) {
+        psi_tokens_forget_step(step);
+    }
     psi_listen_end(step);
     for (uint32_t i = 0; i < step->kv_count; i++) {
         psi_pool_step_end(step->kvs[i]->pool);

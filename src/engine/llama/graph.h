@@ -4,6 +4,7 @@
 
 #include "engine/llama/kv.h"
 #include "engine/llama/mask.h"
+#include "engine/llama/tokens.h"
 
 enum { STEP_MAX_MASKS = 16, STEP_MAX_KVS = 8 };
 
@@ -32,12 +33,21 @@ typedef struct step_hook {
 
 enum { STEP_MAX_HOOKS = 256 };
 
+/* A cache that the step writes, and the cells that its rows go to. */
+typedef struct step_write {
+    psi_kv *kv;
+    const tensor *indices;
+} step_write;
+
 /* A step, from before the engine computes it until after. */
 typedef struct psi_llama_step {
     step_mask masks[STEP_MAX_MASKS];
     uint32_t mask_count;
     psi_kv *kvs[STEP_MAX_KVS]; /* the caches that it touches */
     uint32_t kv_count;
+    step_write writes[STEP_MAX_KVS];
+    uint32_t write_count;
+    psi_step_tokens tokens;
     step_hook hooks[STEP_MAX_HOOKS];
     uint32_t hook_count;
     uint32_t next_hook; /* the first that was not passed yet */
@@ -53,6 +63,6 @@ typedef struct psi_llama_step {
  * restores are done, and what is out of memory is hidden in its masks. False: the step needs new blocks and is refused;
  * the cache is as before. The list's lock is not held. */
 bool psi_llama_step_begin(psi_llama_step *step, const psi_abi *abi, void *graph);
-void psi_llama_step_end(psi_llama_step *step);
+void psi_llama_step_end(psi_llama_step *step, bool computed);
 
 #endif

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/llama/hidden.h"
+#include "engine/llama/recompute.h"
 #include "os/os.h"
 #include "pool/settings.h"
 
@@ -147,6 +149,13 @@ static bool make_books(psi_kv *kv) {
     kv->before = calloc(kv->blocks, 1);
     kv->has = calloc(words, sizeof(uint64_t));
     kv->lost = calloc(words, sizeof(uint64_t));
+    if (psi_llama_recomputes() && !kv->is_hidden) {
+        kv->tokens = calloc((size_t)kv->cells * kv->streams, sizeof(*kv->tokens));
+        kv->partial = calloc(words, sizeof(uint64_t));
+        if (kv->tokens == NULL || kv->partial == NULL) {
+            return false;
+        }
+    }
     return kv->marks != NULL && kv->states != NULL && kv->before != NULL && kv->has != NULL && kv->lost != NULL;
 }
 
@@ -159,6 +168,8 @@ void psi_kv_destroy(psi_kv *kv) {
     free(kv->before);
     free(kv->has);
     free(kv->lost);
+    free(kv->tokens);
+    free(kv->partial);
     free(kv);
 }
 
@@ -168,6 +179,7 @@ static psi_kv *make_kv(const psi_abi *abi, void *context) {
         return NULL;
     }
     kv->abi = abi;
+    kv->is_hidden = psi_hidden_is_being_made();
     bool good = add_tensors(kv, context) && make_books(kv);
     kv->arena = good ? psi_os_reserve(kv->arena_bytes) : NULL;
     kv->buffer = kv->arena != NULL ? abi->cpu_buffer_from_ptr(kv->arena, kv->arena_bytes) : NULL;
@@ -187,7 +199,7 @@ static const tensor *first_own(const psi_abi *abi, void *context) {
     return t;
 }
 
-void *psi_kv_take(const psi_abi *abi, void *context, void *buffer_type) {
+void *psi_kv_take(const psi_abi *abi, const void *caller, void *context, void *buffer_type) {
     const tensor *first = first_own(abi, context);
     if (first == NULL || strncmp(first->name, "cache_", 6) != 0) {
         return NULL; /* weights and the like: nothing to say */
@@ -198,6 +210,7 @@ void *psi_kv_take(const psi_abi *abi, void *context, void *buffer_type) {
         return NULL;
     }
     if (!is_kv_context(abi, context, first)) {
+        psi_hidden_note_unknown_cache();
         psi_llama_say(PSI_LOG_WARN, "a cache of tensors like %s is of a kind not known here: left to the engine",
                       first->name);
         return NULL;
@@ -206,6 +219,7 @@ void *psi_kv_take(const psi_abi *abi, void *context, void *buffer_type) {
     if (kv == NULL) {
         return NULL;
     }
+    kv->code = caller;
     if (!place_tensors(kv, context)) { /* some lie in the arena already, so it stays: the engine fails on the others */
         psi_llama_say(PSI_LOG_ERROR, "the engine refused the KV tensors' place: the context cannot be made");
         return NULL;
@@ -250,6 +264,17 @@ static void block_moved(void *user, psi_block_id block, psi_block_state from, ps
     }
 }
 
+bool psi_kv_has_lost(const psi_kv *kv, uint32_t block) {
+    uint32_t first = block % kv->stream_blocks * kv->block_cells;
+    uint64_t row = (uint64_t)(block / kv->stream_blocks) * kv->cells;
+    for (uint32_t c = first; c < first + kv->block_cells && c < kv->cells; c++) {
+        if (psi_kv_bit(kv->lost, row + c)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static uint32_t block_of_cell(const psi_kv *kv, uint64_t cell) {
     return (uint32_t)(cell / kv->cells) * kv->stream_blocks + (uint32_t)(cell % kv->cells) / kv->block_cells;
 }
@@ -266,6 +291,7 @@ void psi_kv_note_cell(psi_kv *kv, uint64_t cell) {
     kv->step_last = cell;
     kv->last_cells[kv->noted++ % KV_LAST_CELLS] = cell;
     kv->wrote = true;
+    psi_tokens_forget(kv, cell);
     kv->marks[block_of_cell(kv, cell)] |= PSI_MARK_WRITE;
     psi_worth_changed(kv->worth, block_of_cell(kv, cell));
 }
@@ -335,6 +361,7 @@ void psi_kv_clear(psi_kv *kv) {
     memset(kv->lost, 0, words * sizeof(uint64_t));
     memset(kv->marks, 0, kv->blocks);
     kv->lost_cells = 0;
+    psi_tokens_forget_all(kv);
     psi_worth_changed_all(kv->worth);
     if (kv->pool != NULL) {
         psi_pool_clear(kv->pool);
@@ -348,11 +375,12 @@ _Thread_local const void *psi_llama_context;
 
 void psi_kv_copy_books(const kv_tensor *from_tensor, const psi_kv *from, size_t from_offset, const kv_tensor *to_tensor,
                        psi_kv *to, size_t to_offset, size_t count) {
-    if (!from_tensor->is_key || !to_tensor->is_key || from->lost_cells + to->lost_cells == 0) {
+    if (!from_tensor->is_key || !to_tensor->is_key) {
         return; /* V's cells are K's */
     }
     uint64_t first = from_offset / from_tensor->t->nb[1], target = to_offset / to_tensor->t->nb[1];
     for (uint64_t i = 0; i < count / from_tensor->t->nb[1]; i++) {
+        psi_tokens_copy(from, first + i, to, target + i);
         bool lost = psi_kv_bit(from->lost, first + i), was = psi_kv_bit(to->lost, target + i);
         psi_kv_set_bit(to->lost, target + i, lost);
         to->lost_cells = to->lost_cells + lost - was;
@@ -436,6 +464,7 @@ void psi_kv_touch(psi_kv *kv, const kv_tensor *which, const void *address, size_
 }
 
 void psi_kv_make_whole(psi_kv *kv) {
+    psi_tokens_forget_all(kv);
     psi_worth_changed_all(kv->worth);
     for (uint32_t i = 0; kv->pool != NULL && i < kv->blocks; i++) {
         if (psi_block_get_state(kv->pool, i) != PSI_BLOCK_EMPTY) {

@@ -3,6 +3,7 @@
 #define PSI_LLAMA_KV_H
 
 #include "engine/llama/abi.h"
+#include "engine/llama/tokens.h"
 #include "engine/llama/worth.h"
 #include "psicache.h"
 
@@ -32,6 +33,7 @@ typedef struct psi_kv {
     uint32_t block_cells;
     uint32_t stream_blocks;
     uint32_t blocks;
+    const void *code;                     /* some of the engine's: leads to its library */
     const void *context;                  /* the llama_context that used it last; NULL: not known */
     psi_pool *pool;                       /* NULL until the first step shows how V lies */
     bool v_transposed;                    /* flash attention is off: a cell is a column of V */
@@ -42,6 +44,13 @@ typedef struct psi_kv {
     unsigned char *before;         /* scratch: states before a move inside a step */
     uint64_t *has, *lost;          /* a bit a cell: has content; its content was dropped */
     uint32_t lost_cells;
+    psi_cell_token *tokens; /* one a cell; NULL: not remembered */
+    uint64_t *partial;      /* a bit a cell: computed while something that it should have seen was out */
+    bool tokens_noted;      /* some are */
+    uint64_t signature;     /* of the arithmetic that computed them */
+    bool has_hidden;        /* of its context there may be a hidden one */
+    bool recompute_said;
+    bool is_hidden;     /* of a context of ours: never trimmed, and no pool (recompute.c) */
     uint32_t head_dims; /* of a key's head; 0: no attention was seen yet */
     psi_worth *worth;   /* NULL: nothing is known of the blocks' worth */
     bool lost_said;
@@ -72,9 +81,9 @@ static inline void psi_kv_set_bit(uint64_t *bits, uint64_t at, bool value) {
     bits[at / 64] = value ? bits[at / 64] | mask : bits[at / 64] & ~mask;
 }
 
-/* Places the tensors of a KV cache's context in an arena of ours. The engine's buffer for it, or NULL when the context
- * is none or not understood (the caller then lets the engine do as always). */
-void *psi_kv_take(const psi_abi *abi, void *context, void *buffer_type);
+/* Places the tensors of a KV cache's context in an arena of ours; `caller` is the engine's code that asks. The engine's
+ * buffer for it, or NULL when the context is none or not understood (the caller then lets the engine do as always). */
+void *psi_kv_take(const psi_abi *abi, const void *caller, void *context, void *buffer_type);
 
 /* Registers for fork(): the child must not find the list locked by a thread that it does not have. Once. */
 void psi_kv_handle_forks(void);
@@ -112,6 +121,9 @@ void psi_kv_touch(psi_kv *kv, const kv_tensor *which, const void *address, size_
 
 /* Everything comes back, and nothing goes before the next step: for a graph that uses the cache in a way of its own. */
 void psi_kv_make_whole(psi_kv *kv);
+
+/* True when some cell of the block was dropped, and not written since. */
+bool psi_kv_has_lost(const psi_kv *kv, uint32_t block);
 
 /* Notes that a cell (with its stream: stream * cells + cell) is written. */
 void psi_kv_note_cell(psi_kv *kv, uint64_t cell);

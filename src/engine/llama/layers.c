@@ -247,6 +247,7 @@ void psi_layers_begin(psi_llama_step *step, psi_kv *kv, void *graph) {
 void psi_layers_pass(const psi_llama_step *step, const step_hook *hook) {
     if (psi_pool_step_layer(hook->kv->pool, hook->first_plane, hook->planes) > 0) {
         psi_layers_follow(hook);
+        psi_tokens_note_partial(step);
     }
     for (uint32_t i = 0; i < step->kv_count; i++) { /* what moves in others is hidden before they are read again */
         if (step->kvs[i] != hook->kv && step->kvs[i]->layered) {

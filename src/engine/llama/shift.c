@@ -222,6 +222,7 @@ static int turn_all(const shift *s, void *sched, void *graph) {
     int status = 0;
     psi_pool_states(kv->pool, kv->states);
     psi_worth_changed_all(kv->worth);
+    psi_tokens_forget_all(kv); /* positions are others now */
     for (uint32_t block = 0, end = 0; block < kv->blocks && status == 0; block = end) {
         kind k = kind_of(s, block);
         end = end_of_run(s, block, k);

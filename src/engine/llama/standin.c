@@ -11,7 +11,9 @@
 #include <string.h>
 
 #include "engine/llama/graph.h"
+#include "engine/llama/hidden.h"
 #include "engine/llama/hooks.h"
+#include "engine/llama/recompute.h"
 #include "engine/llama/refusal.h"
 #include "engine/llama/shift.h"
 #include "os/os.h"
@@ -98,7 +100,7 @@ void *ggml_backend_alloc_ctx_tensors_from_buft(void *context, void *buffer_type)
     if (abi == NULL || abi->alloc_ctx_tensors_from_buft == NULL) {
         return NULL; /* a null buffer: the engine reports that memory could not be had */
     }
-    void *buffer = understood(abi) != NULL ? psi_kv_take(abi, context, buffer_type) : NULL;
+    void *buffer = understood(abi) != NULL ? psi_kv_take(abi, CALLER, context, buffer_type) : NULL;
     if (buffer != NULL) {
         show_engine("llama.cpp, %.110s", abi->path);
         return buffer;
@@ -131,6 +133,9 @@ void ggml_backend_buffer_free(void *buffer) {
         abi->buffer_free(buffer);
     }
     if (kv != NULL) {
+        if (!kv->is_hidden) {
+            psi_hidden_forget_context(kv->context);
+        }
         psi_kv_destroy(kv);
     }
 }
@@ -141,7 +146,8 @@ int ggml_backend_sched_graph_compute_async(void *sched, void *graph) {
         return STATUS_ALLOC_FAILED;
     }
     int status = 0;
-    if (abi->fits && psi_shift_compute(abi, sched, graph, &status)) {
+    if (psi_hidden_takes_graph(abi, sched, graph, &status) ||
+        (abi->fits && psi_shift_compute(abi, sched, graph, &status))) {
         return status;
     }
     psi_llama_step step = {.kv_count = 0};
@@ -150,7 +156,7 @@ int ggml_backend_sched_graph_compute_async(void *sched, void *graph) {
         return STATUS_ABORTED; /* the engine takes the step's cells back */
     }
     status = psi_hooks_compute(&step, abi, sched, graph);
-    psi_llama_step_end(&step);
+    psi_llama_step_end(&step, status == 0);
     return status;
 }
 
@@ -182,9 +188,30 @@ static void touch(const tensor *t, size_t offset, size_t size, bool write) {
     psi_kv_unlock();
 }
 
+/* A state is saved: of dropped cells whose keys are read now the bytes are computed first. Their values are read after.
+ */
+static void recompute_rows(const tensor *t, size_t offset, size_t size) {
+    const kv_tensor *which = NULL;
+    uint64_t first = 0, last = 0;
+    psi_kv_lock();
+    psi_kv *kv = t->data != NULL && size > 0 ? psi_kv_of_address(t->data, &which) : NULL;
+    if (kv != NULL && which != NULL && which->is_key && kv->lost_cells > 0) {
+        size_t at = (size_t)((const unsigned char *)t->data - which->data) + offset;
+        first = at / which->t->nb[1];
+        last = (at + size - 1) / which->t->nb[1];
+    } else {
+        kv = NULL;
+    }
+    psi_kv_unlock();
+    if (kv != NULL) {
+        psi_recompute_for_reading(kv, first, last);
+    }
+}
+
 void ggml_backend_tensor_get(const tensor *t, void *data, size_t offset, size_t size) {
     const psi_abi *abi = psi_abi_of(CALLER);
     if (abi != NULL && abi->fits) {
+        recompute_rows(t, offset, size);
         touch(t, offset, size, false);
     }
     if (abi != NULL && abi->tensor_get != NULL) {
@@ -253,6 +280,12 @@ typedef struct batch_by_value {
 STAND_IN int32_t llama_decode(void *context, batch_by_value batch);
 STAND_IN int32_t llama_process(void *context, int type, void *batch);
 
+STAND_IN void *llama_init_from_model(void *model, psi_params params);
+
+/* Tells how a context was made, so that dropped blocks of it can be computed again: `bytes` of its llama_context_params
+ * can be read. Python tells it itself. Any thread. */
+PSI_API void psi_llama_note_context(const void *context, void *model, const void *params, size_t bytes);
+
 typedef int32_t (*decode_fn)(void *, batch_by_value);
 typedef int32_t (*process_fn)(void *, int, void *);
 
@@ -281,4 +314,26 @@ int32_t llama_process(void *context, int type, void *batch) {
     }
     psi_refusal_call_begins(context);
     return psi_refusal_answer(found(context, type, batch));
+}
+
+typedef void *(*init_fn)(void *, psi_params);
+
+void psi_llama_note_context(const void *context, void *model, const void *params, size_t bytes) {
+    if (context != NULL && params != NULL) {
+        psi_hidden_note_context(context, model, params, bytes);
+    }
+}
+
+void *llama_init_from_model(void *model, psi_params params) {
+    init_fn own = llama_init_from_model, found = NULL;
+    void *self = NULL;
+    memcpy(&self, &own, sizeof(self));
+    void *address = psi_abi_next(CALLER, "llama_init_from_model", self);
+    memcpy(&found, &address, sizeof(found));
+    if (found == NULL) {
+        return NULL;
+    }
+    void *context = found(model, params);
+    psi_llama_note_context(context, model, params.bytes, sizeof(params.bytes));
+    return context;
 }

@@ -15,13 +15,11 @@ enum { BLOCKS_AROUND = 3, SUM_UP_MOST = 128, USUAL_BLOCKS = 256 };
 
 /* ---- Keys as floats ---------------------------------------------------------------------------- */
 
-static bool can_read(const psi_abi *abi, const tensor *t) {
+bool psi_key_is_readable(const psi_abi *abi, const tensor *t) {
     return t->type == TYPE_F32 || t->type == TYPE_F16 || t->type == TYPE_BF16 || psi_abi_to_float(abi, t) != NULL;
 }
 
-/* `count` numbers of a cell's key from the `first` on, which begins a quantised group. */
-static void read_key(const psi_abi *abi, const kv_tensor *key, uint64_t cell, uint32_t first, uint32_t count,
-                     float *to) {
+void psi_key_read(const psi_abi *abi, const kv_tensor *key, uint64_t cell, uint32_t first, uint32_t count, float *to) {
     const tensor *t = key->t;
     const unsigned char *from = key->data + cell * t->nb[1] + psi_abi_row_bytes(abi, t, first);
     if (t->type == TYPE_F32) {
@@ -56,7 +54,7 @@ static void choose_layers(psi_worth *worth) {
         }
         bool chosen = (at + 1) * wanted / count > at * wanted / count;
         at++;
-        if (chosen && can_read(kv->abi, t->t)) {
+        if (chosen && psi_key_is_readable(kv->abi, t->t)) {
             uint32_t dims = (uint32_t)t->t->ne[0];
             worth->keys[worth->layers] = t;
             worth->dims[worth->layers++] = dims;
@@ -185,8 +183,8 @@ static void read_rows(psi_worth *worth, uint32_t block, uint32_t layer) {
     const psi_kv *kv = worth->kv;
     uint64_t first = (uint64_t)(block / kv->stream_blocks) * kv->cells + block % kv->stream_blocks * kv->block_cells;
     for (uint32_t c = 0; c < kv->block_cells; c++) {
-        read_key(kv->abi, worth->keys[layer], first + c, 0, worth->dims[layer],
-                 worth->rows + (size_t)c * worth->dims[layer]);
+        psi_key_read(kv->abi, worth->keys[layer], first + c, 0, worth->dims[layer],
+                     worth->rows + (size_t)c * worth->dims[layer]);
     }
 }
 
@@ -252,8 +250,8 @@ static void cell_logits(psi_worth *worth, const psi_queries *q, uint32_t key_hea
     for (uint32_t cell = 0; cell < columns; cell++) {
         bool seen = any_row_sees(q, cell);
         if (seen) {
-            read_key(kv->abi, worth->keys[q->layer], (uint64_t)q->stream * kv->cells + cell, key_head * q->head_dims,
-                     q->head_dims, worth->rows);
+            psi_key_read(kv->abi, worth->keys[q->layer], (uint64_t)q->stream * kv->cells + cell,
+                         key_head * q->head_dims, q->head_dims, worth->rows);
         }
         for (uint32_t i = 0; i < q->rows * group; i++) {
             bool sees = seen && psi_mask_get(q->mask, q->mask_stream, q->mask_row + i / group, cell) != MASK_HIDDEN;

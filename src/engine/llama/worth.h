@@ -9,6 +9,12 @@
 struct psi_kv;
 struct kv_tensor;
 
+/* `count` numbers of a cell's key (stream * cells + cell) as floats, from the `first` on, which begins a quantised
+ * group; the tensor's rows are of a type that can be read. */
+bool psi_key_is_readable(const psi_abi *abi, const tensor *key);
+void psi_key_read(const psi_abi *abi, const struct kv_tensor *key, uint64_t cell, uint32_t first, uint32_t count,
+                  float *to);
+
 enum { WORTH_MAX_LAYERS = 8 }; /* listened to; of deeper models a part, evenly spread */
 
 /* Microseconds that may be spent: a share of the time that steps take is paid in. */
