@@ -210,8 +210,9 @@ PSI_API int psi_pool_wants_scores(psi_pool *pool);
 /* Says how much the step's queries want each block, in memory or hidden: the share of some head's attention that it
  * would receive, 0 to 1, estimated from what the engine remembers of its keys; negative where nothing is known. One
  * float a block of the pool. Hidden blocks that are wanted are exchanged for resident ones that are wanted less (one
- * of which nothing is known, or that the step does not read, stays), and the cache stays as large as it is: with most_us above 0 now, for that long at most, also inside a step (look at the
- * states again: the one call that moves blocks there); with 0 they are read in the background, and exchanged at a later
+ * of which nothing is known, or that the step does not read, stays), and the cache stays as large as it is: with
+ * most_us above 0 now, for that long at most, also inside a step (look at the states again: blocks move there); with 0
+ * they are read in the background, and exchanged at a later
  * psi_pool_step. Returns the number of blocks that came back now, or -EINVAL. */
 PSI_API int psi_pool_recall(psi_pool *pool, const float *wants, uint64_t most_us);
 

@@ -176,8 +176,8 @@ def decode_all(engine, tokens, position, sequences):
         engine.batch.token[i] = token
         engine.batch.pos[i] = position + i // sequences
         engine.batch.n_seq_id[i] = 1
-        engine.batch.seq_id[i][0] = (i + 1) % sequences  # the last one in the first
-        engine.batch.logits[i] = i == len(tokens) - 1
+        engine.batch.seq_id[i][0] = i % sequences
+        engine.batch.logits[i] = i == len(tokens) - sequences  # the last one of the first sequence
     return low.llama_decode(engine.context, engine.batch)
 
 

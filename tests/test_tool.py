@@ -91,7 +91,7 @@ def test_run_sets_the_environment(tool, tmp_path):
     answer = tool("run", "--high", "0.6", "--low", "0.2", "--policy", "keys", "--recall", "off",
                   "--score-share", "0.02", "--recall-share", "0.05", "--recall-us", "20000",
                   "--store", "file", "--store-dir", tmp_path, "--store-max", "64M", "--floor", "4k", "--reserve", "1G",
-                  "--block-cells", "64", "--controller", "off",
+                  "--block-cells", "64", "--long-step-us", "7000", "--controller", "off",
                   "-vv", "--", "env")
     seen = environment_of(answer)
     assert {name[10:]: value for name, value in seen.items() if name.startswith("PSI_CACHE_")
@@ -99,6 +99,7 @@ def test_run_sets_the_environment(tool, tmp_path):
         "HIGH": "0.6", "LOW": "0.2", "POLICY": "keys", "RECALL": "off", "SCORE_SHARE": "0.02", "RECALL_SHARE": "0.05",
         "RECALL_US": "20000", "STORE": "file", "STORE_DIR": str(tmp_path.resolve()),
         "STORE_MAX_BYTES": str(64 << 20), "FLOOR_BYTES": "4096", "RESERVE_BYTES": str(1 << 30), "BLOCK_CELLS": "64",
+        "LONG_STEP_US": "7000",
         "CONTROLLER": "off", "VERBOSE": "3", "COMMAND": "env"}
     assert seen["LD_PRELOAD"] == library
 

@@ -50,6 +50,7 @@ static const char the_run[] =
     "  --floor SIZE        never trim a cache below this (default 1/32 of its capacity)\n"
     "  --reserve SIZE      memory to keep free (default 1/16 of the limit, 16M to 256M)\n"
     "  --block-cells N     tokens a block (default: chosen from the page size)\n"
+    "  --long-step-us US   steps that take as long give memory back between their layers, too (default 20000)\n"
     "  --mode NAME         auto (default); psi (stall alone), avg10 (the kernel's average): for comparison\n"
     "  --tuning on|off     off: nothing is learned of this device\n"
     "  --tuning-file FILE  what was learned is kept there from one start to the next\n"
@@ -59,7 +60,7 @@ static const char the_run[] =
     "\n"
     "SIZE is in bytes, or with K, M or G. Each option is an environment variable too: PSI_CACHE_HIGH, _LOW,\n"
     "_POLICY, _RECALL, _SCORE_SHARE, _RECALL_SHARE, _RECALL_US, _STORE, _STORE_DIR, _STORE_MAX_BYTES,\n"
-    "_FLOOR_BYTES, _RESERVE_BYTES, _BLOCK_CELLS, _CONTROLLER, _MODE, _TUNING, _TUNING_FILE,\n"
+    "_FLOOR_BYTES, _RESERVE_BYTES, _BLOCK_CELLS, _LONG_STEP_US, _CONTROLLER, _MODE, _TUNING, _TUNING_FILE,\n"
     "_VERBOSE (0 errors to 3 debug). PSI_CACHE_LIB_DIR: where the library is.\n";
 
 static const char the_doctor[] =

@@ -43,6 +43,7 @@ static const run_option the_options[] = {
     {"floor", "PSI_CACHE_FLOOR_BYTES", BYTES, NULL},
     {"reserve", "PSI_CACHE_RESERVE_BYTES", BYTES, NULL},
     {"block-cells", "PSI_CACHE_BLOCK_CELLS", COUNT, NULL},
+    {"long-step-us", "PSI_CACHE_LONG_STEP_US", COUNT, NULL},
     {"controller", "PSI_CACHE_CONTROLLER", CHOICE, "on|off"},
     {"mode", "PSI_CACHE_MODE", CHOICE, "auto|psi|avg10"},
     {"tuning", "PSI_CACHE_TUNING", CHOICE, "on|off"},

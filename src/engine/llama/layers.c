@@ -10,8 +10,8 @@
 #include "pool/pool.h"
 
 /* Where the stops would cost more than 1/STOP_SHARE of a step, it has none. */
-#define STOP_US 20u
-#define STOP_SHARE 300u
+#define STOP_US 10u
+#define STOP_SHARE 200u
 
 /* ---- Planes ------------------------------------------------------------------------------------ */
 
