@@ -38,7 +38,7 @@ def text():
 
 
 def state_of(model, type_, tokens):
-    """The state of sequence 0 after `tokens` tokens of text, and how many there really are."""
+    """The state of sequence 0 after `tokens` tokens of text."""
     import llama_cpp
     from llama_cpp import llama_cpp as low
     llama = llama_cpp.Llama(model, n_ctx=tokens + 64, n_batch=512, flash_attn=True, type_k=type_, type_v=type_,
@@ -49,24 +49,31 @@ def state_of(model, type_, tokens):
     size = low.llama_state_seq_get_size(context, 0)
     buffer = (low.ctypes.c_uint8 * size)()
     got = low.llama_state_seq_get_data(context, buffer, size, 0)
-    return bytes(memoryview(buffer)[:got]), len(ids)
+    return bytes(memoryview(buffer)[:got])
 
 
-def tensors(state, type_, cells):
-    """Each layer's K and V as they lie in the state: type, bytes of a row, rows."""
+def tensors(state, type_):
+    """Each layer's K and V as they lie in the state: a head (type, bytes of a row), then the rows. Sliding-window layers
+    have fewer of them. Where a tensor is the last of its cache, it is as long as the one before."""
     row_bytes = {F16: 512, Q8_0: 272}[type_]  # 256 values: one key head of Gemma 3 270M
-    head, found, at = struct.pack("<iQ", type_, row_bytes), [], 0
-    while (at := state.find(head, at)) >= 0:
-        begin = at + len(head)
-        at = begin + cells * row_bytes
-        if at <= len(state):
-            found.append(numpy.frombuffer(state, numpy.uint8, cells * row_bytes, begin).reshape(cells, row_bytes))
-    if len(found) % 2 or not found:
+    head, heads, found, rows = struct.pack("<iQ", type_, row_bytes), [], [], 0
+    at = state.find(head)
+    while at >= 0:
+        heads.append(at + len(head))
+        at = state.find(head, at + 1)
+    for begin, end in zip(heads, heads[1:] + [len(state)]):
+        fit = end - len(head) - begin
+        rows = fit // row_bytes if fit % row_bytes == 0 else min(rows, fit // row_bytes)
+        found.append(numpy.frombuffer(state, numpy.uint8, rows * row_bytes, begin).reshape(rows, row_bytes))
+    if len(found) != 36:
         sys.exit(f"{len(found)} tensors found: the state of this build looks different")
     return found
 
 
-def records(found, cells):
+def records(found):
+    """Of as many tokens as all layers have. A sliding-window layer's rows are of other tokens than the others': to a codec
+    that is the same."""
+    cells = min(len(tensor) for tensor in found)
     return [[tensor[at:at + BLOCK_TOKENS] for tensor in found] for at in range(0, cells - BLOCK_TOKENS + 1, BLOCK_TOKENS)]
 
 
@@ -134,10 +141,10 @@ def disk_mb_s(directory, record_bytes, count):
     return sides
 
 
-def report(name, found, cells, unit, write_mb_s, read_mb_s, most):
-    pieces_of_records = records(found, cells)[:most]
+def report(name, found, unit, write_mb_s, read_mb_s, most):
+    pieces_of_records = records(found)[:most]
     size = len(plain(pieces_of_records[0], unit))
-    print(f"\n{name}: {len(found) // 2} layers, {cells} tokens, {len(pieces_of_records)} records of {size >> 10} KiB")
+    print(f"\n{name}: {len(found) // 2} layers, {len(pieces_of_records)} records of {size >> 10} KiB")
     print(f"{'codec':8} {'bytes':9} {'ratio':>6} {'pack MB/s':>10} {'unpack MB/s':>12} {'store':>6} {'fetch':>6}")
     for codec, pack, unpack in codecs():
         for arrange in (plain, shuffled, channels):
@@ -164,8 +171,8 @@ def main():
         write_mb_s = read_mb_s = options.disk_mb_s
         print(f"reckoned with: {options.disk_mb_s:.0f} MB/s")
     for name, type_, unit in (("f16", F16, 2), ("q8_0", Q8_0, 34)):
-        state, cells = state_of(options.model, type_, options.tokens)
-        report(name, tensors(state, type_, cells), cells, unit, write_mb_s, read_mb_s, options.records)
+        state = state_of(options.model, type_, options.tokens)
+        report(name, tensors(state, type_), unit, write_mb_s, read_mb_s, options.records)
     return 0
 
 
