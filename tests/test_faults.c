@@ -18,14 +18,6 @@ enum { BLOCKS = 48, PAGES = 2 };
 
 static size_t page, block_bytes;
 
-static int setup(void **state) {
-    (void)state;
-    page = psi_os_page_bytes();
-    block_bytes = PAGES * page;
-    make_patterns();
-    return 0;
-}
-
 /* ---- What was said ---------------------------------------------------------------------------------- */
 
 enum { LINES = 64 };
@@ -65,6 +57,14 @@ static void make_patterns(void) {
             patterns[p][i] = (unsigned char)(p * 7 + i * 13 + i / 255);
         }
     }
+}
+
+static int setup(void **state) {
+    (void)state;
+    page = psi_os_page_bytes();
+    block_bytes = PAGES * page;
+    make_patterns();
+    return 0;
 }
 
 static void fill(rig *r, uint32_t block, unsigned seed) {
