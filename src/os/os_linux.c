@@ -6,11 +6,13 @@
 #endif
 #include "os/os.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -438,18 +440,46 @@ int psi_os_read_lines(const char *path, char *buffer, size_t capacity, size_t mo
     return result;
 }
 
-/* For file systems without O_TMPFILE (overlayfs before Linux 6.1, NFS): a name for an instant. */
+#define STORE_NAME ".psi-cache-"
+#define STORE_NAME_RANDOM "XXXXXX"
+#define LEFTOVER_S 60 /* the name lives for microseconds */
+
+/* A process that is killed between open_and_unlink's two calls leaves an empty file. Ours to remove: of our user,
+ * empty, and too old to be about to be used. */
+static bool is_leftover(int directory, const char *name, time_t now) {
+    struct stat status;
+    size_t length = sizeof(STORE_NAME) - 1;
+    return strncmp(name, STORE_NAME, length) == 0 && strlen(name) == length + sizeof(STORE_NAME_RANDOM) - 1 &&
+           fstatat(directory, name, &status, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(status.st_mode) &&
+           status.st_uid == geteuid() && status.st_size == 0 && status.st_mtime < now - LEFTOVER_S;
+}
+
+static void sweep(const char *path) {
+    DIR *entries = opendir(path);
+    if (entries == NULL) {
+        return;
+    }
+    for (struct dirent *entry = readdir(entries); entry != NULL; entry = readdir(entries)) {
+        if (is_leftover(dirfd(entries), entry->d_name, time(NULL))) {
+            (void)unlinkat(dirfd(entries), entry->d_name, 0);
+        }
+    }
+    (void)closedir(entries);
+}
+
+/* For file systems without O_TMPFILE (overlayfs before Linux 6.1, FAT, NFS): a name for an instant. */
 static int open_and_unlink(const char *directory, int flags) {
     char path[PATH_MAX];
-    int length = snprintf(path, sizeof(path), "%s/.psi-cache-XXXXXX", directory);
+    int length = snprintf(path, sizeof(path), "%s/" STORE_NAME STORE_NAME_RANDOM, directory);
     if (length < 0 || (size_t)length >= sizeof(path)) {
         return -ENAMETOOLONG;
     }
+    sweep(directory);
     int descriptor = mkostemp(path, flags | O_CLOEXEC);
     if (descriptor < 0) {
         return -errno;
     }
-    if (unlink(path) != 0) {
+    if (unlink(path) != 0 && errno != ENOENT) { /* swept by somebody whose clock is ahead: as good */
         int error = errno;
         close(descriptor);
         return -error;
