@@ -166,6 +166,16 @@ def test_a_context_shift_turns_keys_where_they_are(model):
     assert got["grew_bytes"] < 16 << 20  # the keys of the whole cache are 72 MiB
 
 
+def test_a_copy_to_another_stream_costs_what_the_sequence_has_in_memory(model):
+    """Not a stream's whole context: what is empty stays empty, and what is stored is copied in the store."""
+    got, _ = drive(model, "copy_memory", flash_attention=True)
+    resident, stored = got["before"]["resident_bytes"], got["before"]["stored_bytes"]
+    assert stored > 0
+    print(f"copying {resident >> 20} MiB in memory and {stored >> 20} MiB stored: RssAnon grew by {got['grew_bytes'] >> 20} MiB")
+    assert got["after"]["stored_bytes"] >= 1.9 * stored
+    assert got["grew_bytes"] < resident + (8 << 20)  # the stream is 144 MiB
+
+
 @pytest.mark.parametrize("around_the_wrapper", [False, True], ids=["decode", "step"])
 def test_a_refusal_is_a_clean_error_and_the_cache_is_as_before(model, tmp_path, around_the_wrapper):
     got, _ = drive(
