@@ -7,6 +7,7 @@ import random
 import select
 import subprocess
 import sys
+import tempfile
 import time
 
 DRIVER = pathlib.Path(__file__).with_name("operations_driver.py")
@@ -28,10 +29,15 @@ class Process:
             if not name.startswith("PSI_CACHE_") or name == "PSI_CACHE_LIB_DIR"
         }
         self.environment.update({"PSI_CACHE_CONTROLLER": "off", **environment} if ours else {})
+        # Blocks come back as far as there is room: here always, whatever else the machine does meanwhile.
+        self.root = tempfile.TemporaryDirectory(prefix="psi-cache-operations-")
+        meminfo = pathlib.Path(self.root.name, "proc", "meminfo")
+        meminfo.parent.mkdir()
+        meminfo.write_text("MemTotal: 8388608 kB\nMemFree: 8000000 kB\nMemAvailable: 8000000 kB\n")
+        self.environment["PSI_CACHE_ROOT"] = self.root.name
 
     def start(self):
-        self.errors = open(f"/dev/shm/psi-cache-operations.{os.getpid()}.{id(self)}", "w+b", buffering=0)
-        os.unlink(self.errors.name)
+        self.errors = tempfile.TemporaryFile(buffering=0)
         self.process = subprocess.Popen(
             [sys.executable, str(DRIVER), json.dumps({"ours": self.ours})],
             stdin=subprocess.PIPE,
@@ -74,6 +80,7 @@ class Process:
             self.process.stdout.close()
             self.errors.close()
             self.process = None
+        self.root.cleanup()
 
 
 class Pair:
@@ -200,10 +207,11 @@ def random_config(r: random.Random, model_paths: dict) -> dict:
 
 def random_session(r: random.Random, model_paths: dict, most: int) -> dict:
     """Contexts that are there from the start, each with something in it, and then anything."""
-    contexts = r.choice([1, 1, 2, 3])
+    is_short = most < 20
+    contexts = 1 if is_short else r.choice([1, 1, 2, 3])
     ops = [["new", i, i] for i in range(contexts)]
     for i in range(contexts):
-        for sequence in [s for s in range(r.randint(1, 3)) for _ in range(r.randint(1, 3))]:
+        for sequence in [s for s in range(r.randint(1, 3)) for _ in range(1 if is_short else r.randint(1, 3))]:
             ops.append(["decode", i, [[sequence, r.randint(30, 96), sequence]], False])
     names = r.choices(list(_HOW_OFTEN), list(_HOW_OFTEN.values()), k=r.randint(most // 2, most))
     ops += [[name, r.randrange(contexts), *_arguments(r, name)] for name in names]
@@ -239,7 +247,8 @@ def shrunk(pair: Pair, session: dict, error: AssertionError, tries: int = 400) -
 
 
 def random_sessions(pair: Pair, model_paths: dict, seed: int, operations: int, most: int = 40) -> None:
-    """So many operations. Each session is made from the seed and its own number; one that fails is shrunk and raised."""
+    """So many operations, `most` or half as many a session, and what each begins and ends with. A session is made from the
+    seed and its own number; one that fails is shrunk and raised."""
     enough, number = pair.operations + operations, 0
     while pair.operations < enough:
         session = random_session(random.Random(f"{seed}/{number}"), model_paths, most)

@@ -72,7 +72,7 @@ def test_random_operations_with_blocks_that_share_pages(pairs, with_kv):
 
 
 def test_random_operations_on_the_real_model(pairs, model):
-    random_sessions(pairs(PSI_CACHE_STORE="file", PSI_CACHE_VERBOSE="1"), {"gemma": model}, OPERATIONS // 10, most=12)
+    random_sessions(pairs(PSI_CACHE_STORE="file", PSI_CACHE_VERBOSE="1"), {"gemma": model}, OPERATIONS // 10, most=8)
 
 
 # ---- The matrix ---------------------------------------------------------------------------------------
