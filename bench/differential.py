@@ -1,7 +1,7 @@
 """Random operations on llama.cpp's contexts, with random trims, against the same engine without us: bit for bit.
 
     make bench-differential ARGS="--operations 10000"
-    make bench-differential ARGS="--operations 300 --model gemma"     # the real model
+    make bench-differential ARGS="--operations 300 --most 12 --model gemma"     # the real model
     make bench-differential ARGS="--store none"                       # what is trimmed is lost, and stays hidden
 
 Prints the seed, and what a failing session was shrunk to. tests/operations_driver.py says how the two are compared.
@@ -42,9 +42,7 @@ def main() -> int:
     pair = operations.Pair(PSI_CACHE_STORE=options.store, PSI_CACHE_BLOCK_CELLS=options.block_cells)
     began, failure = time.monotonic(), None
     try:
-        operations.random_sessions(
-            pair, model_paths(options.model), options.seed, options.operations, options.most
-        )
+        operations.random_sessions(pair, model_paths(options.model), options.seed, options.operations, options.most)
     except AssertionError as error:
         failure = error
     finally:

@@ -258,6 +258,19 @@ def shift_memory():
     return {"before": before, "after": stats_now(), "grew_bytes": rss_anon_bytes() - rss}
 
 
+def copy_memory():
+    """What it costs to copy a sequence of which half is stored to another stream."""
+    engine = Engine(cells=16384, flash_attention=options["flash_attention"], sequences=2)
+    prompt = engine.tokens(text(1), 1500)
+    assert engine.decode(prompt, 0) == 0
+    psi_cache.trim(0.5)
+    engine.again(prompt[0], 1500)
+    before, rss = stats_now(), rss_anon_bytes()
+    low.llama_memory_seq_cp(low.llama_get_memory(engine.context), 0, 1, -1, -1)
+    engine.again(prompt[0], 1500, 1)
+    return {"before": before, "after": stats_now(), "grew_bytes": rss_anon_bytes() - rss}
+
+
 def fake_memory(root):
     """A fake /proc/meminfo of the driver's own; the function sets how many MiB are available."""
 

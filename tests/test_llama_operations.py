@@ -68,11 +68,11 @@ def test_random_operations(pairs, with_kv, store):
 
 
 def test_random_operations_with_blocks_that_share_pages(pairs, with_kv):
-    random_sessions(pairs(PSI_CACHE_BLOCK_CELLS="12"), with_kv, OPERATIONS)
+    random_sessions(pairs(PSI_CACHE_BLOCK_CELLS="9"), with_kv, OPERATIONS)
 
 
 def test_random_operations_on_the_real_model(pairs, model):
-    random_sessions(pairs(PSI_CACHE_STORE="file", PSI_CACHE_VERBOSE="1"), {"gemma": model}, OPERATIONS // 10, most=12)
+    random_sessions(pairs(PSI_CACHE_STORE="file", PSI_CACHE_VERBOSE="1"), {"gemma": model}, OPERATIONS // 10, most=8)
 
 
 # ---- The matrix ---------------------------------------------------------------------------------------

@@ -157,13 +157,27 @@ def test_a_context_shift_turns_stored_keys_too(model, flash_attention):
     assert ours["logits"] == stock["logits"]
 
 
-def test_a_context_shift_turns_keys_where_they_are(model):
+@pytest.mark.parametrize("cache_type", [1, 8], ids=["f16", "q8_0"])
+def test_a_context_shift_turns_keys_where_they_are(model, cache_type):
     """What is stored stays so but for a portion at a time, and cells that were never used get no memory."""
-    got, _ = drive(model, "shift_memory", flash_attention=True, cells=8192)
+    small_blocks = {"PSI_CACHE_CONTROLLER": "off", "PSI_CACHE_BLOCK_CELLS": "48"}  # of q8_0, whole pages would be 256 cells
+    got, _ = drive(
+        model, "shift_memory", environment=small_blocks, flash_attention=True, cells=8192, cache_type=cache_type
+    )
     assert got["before"]["stored_bytes"] > 0
     assert got["after"]["stored_bytes"] >= 0.9 * got["before"]["stored_bytes"]
     print(f"a shift of 1,000 of 8,192 tokens, half of them stored: RssAnon grew by {got['grew_bytes'] >> 20} MiB")
-    assert got["grew_bytes"] < 16 << 20  # the keys of the whole cache are 72 MiB
+    assert got["grew_bytes"] < 16 << 20  # of 16 bits, the keys of the whole cache are 72 MiB
+
+
+def test_a_copy_to_another_stream_costs_what_the_sequence_has_in_memory(model):
+    """Not a stream's whole context: what is empty stays empty, and what is stored is copied in the store."""
+    got, _ = drive(model, "copy_memory", flash_attention=True)
+    resident, stored = got["before"]["resident_bytes"], got["before"]["stored_bytes"]
+    assert stored > 0
+    print(f"copying {resident >> 20} MiB in memory and {stored >> 20} MiB stored: RssAnon grew by {got['grew_bytes'] >> 20} MiB")
+    assert got["after"]["stored_bytes"] >= 1.9 * stored
+    assert got["grew_bytes"] < resident + (8 << 20)  # the stream is 144 MiB
 
 
 @pytest.mark.parametrize("around_the_wrapper", [False, True], ids=["decode", "step"])

@@ -124,6 +124,8 @@ int psi_block_copy_stored(psi_pool *pool, uint32_t from, uint32_t to) {
         pool->last_written = to;
         b->written = pool->step + 1;
         b->used = source->used;
+        b->attention = source->attention;
+        b->keys = source->keys;
         psi_block_move(pool, to, PSI_BLOCK_RESIDENT); /* in name: no page is touched */
         psi_block_move(pool, to, PSI_BLOCK_STORED);
         b->hidden = source->hidden;

@@ -200,12 +200,12 @@ bool psi_trim_may_take(const psi_pool *pool, uint32_t block);
 bool psi_trim_make_clean(psi_pool *pool, uint32_t block);
 void psi_trim_take(psi_pool *pool, uint32_t block);
 
-/* blocks.c: makes block `to`, of another lane and the same place in it, a copy of a STORED one, in the store alone. 0, or
- * a negative errno: then `to` is EMPTY. Engine's thread; takes the lock. */
+/* blocks.c: makes block `to`, of another lane and the same place in it, a copy of a STORED one, in the store alone. 0,
+ * or a negative errno: then `to` is EMPTY. Engine's thread; takes the lock. */
 int psi_block_copy_stored(psi_pool *pool, uint32_t from, uint32_t to);
 
-/* trim.c: the owner changes a stored block where it lies, outside of steps. Its bytes come back, and the store's copy is
- * forgotten; then they go to the store anew. Engine's thread; takes the lock. */
+/* trim.c: the owner changes a stored block where it lies, outside of steps. Its bytes come back, and the store's copy
+ * is forgotten; then they go to the store anew. Engine's thread; takes the lock. */
 int psi_block_borrow(psi_pool *pool, uint32_t block);
 void psi_block_put_away(psi_pool *pool, uint32_t block);
 

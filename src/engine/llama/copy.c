@@ -1,5 +1,6 @@
-/* copy.c - a sequence is copied to one of another stream (llama_memory_seq_cp with a cache a sequence): the engine copies
- * each tensor's whole stream, most of it empty. Here the pool's blocks are copied, each as it is. Engine's thread. */
+/* copy.c - a sequence is copied to one of another stream (llama_memory_seq_cp with a cache a sequence): the engine
+ * copies each tensor's whole stream, most of it empty. Here the pool's blocks are copied, each as it is. Engine's
+ * thread. */
 #include <string.h>
 
 #include "engine/llama/kv.h"
@@ -48,9 +49,12 @@ static void copy_books(const copy *c) {
 }
 
 /* What is in memory is copied there, tensor by tensor; what was lost is lost in both, and hidden cell by cell. */
-static void ready_block(psi_pool *pool, uint32_t from, uint32_t to) {
+static void ready_block(psi_kv *kv, uint32_t from, uint32_t to) {
+    psi_pool *pool = kv->pool;
     psi_block_state state = psi_block_get_state(pool, from);
+    psi_worth_changed(kv->worth, to);
     if (state == PSI_BLOCK_STORED && psi_block_copy_stored(pool, from, to) == 0) {
+        psi_worth_copied(kv->worth, from, to);
         return;
     }
     psi_block_free(pool, to);
@@ -63,9 +67,7 @@ static void ready_block(psi_pool *pool, uint32_t from, uint32_t to) {
 static void begin(const copy *c) {
     psi_kv *kv = c->kv;
     for (uint32_t i = 0; i < kv->stream_blocks; i++) {
-        uint32_t to = c->to * kv->stream_blocks + i;
-        ready_block(kv->pool, c->from * kv->stream_blocks + i, to);
-        psi_worth_changed(kv->worth, to);
+        ready_block(kv, c->from * kv->stream_blocks + i, c->to * kv->stream_blocks + i);
     }
     copy_books(c);
     kv->copy_from = c->from;

@@ -1,6 +1,6 @@
 /* shift.c - see shift.h. In llama.cpp's graph (build_graph_shift) each layer's K is shown as [head, heads, cells of all
- * streams]; ROPE turns it by an input of one number a cell, in place or, for quantised keys, by way of a copy. Each node's
- * outermost dimension counts cells, so the same graph turns some cells alone where these dimensions are cut. */
+ * streams]; ROPE turns it by an input of one number a cell, in place or, for quantised keys, by way of a copy. Each
+ * node's outermost dimension counts cells, so the same graph turns some cells alone where these dimensions are cut. */
 #include "engine/llama/shift.h"
 
 #include <stdlib.h>
@@ -61,7 +61,8 @@ static bool add_cut(shift *s, tensor *t, bool moves) {
         return false;
     }
     cut *c = &s->cuts[s->count++];
-    *c = (cut){.t = t, .dim = dim, .per_cell = t->ne[dim] / s->cells, .moves = moves, .data = t->data, .ne = t->ne[dim]};
+    *c =
+        (cut){.t = t, .dim = dim, .per_cell = t->ne[dim] / s->cells, .moves = moves, .data = t->data, .ne = t->ne[dim]};
     memcpy(c->nb, t->nb, sizeof(c->nb));
     return true;
 }
@@ -201,6 +202,7 @@ static uint32_t end_of_run(const shift *s, uint32_t block, kind k) {
 static int turn_in_place(const shift *s, void *sched, void *graph, uint32_t block, uint32_t end) {
     for (uint32_t i = block; i < end; i++) {
         (void)psi_block_write(s->kv->pool, i);
+        psi_worth_changed(s->kv->worth, i);
     }
     return compute(s, sched, graph, block, end);
 }
@@ -212,6 +214,7 @@ static int turn_and_put_away(const shift *s, void *sched, void *graph, uint32_t 
     }
     int status = compute(s, sched, graph, block, end);
     for (uint32_t i = block; i < end; i++) {
+        psi_worth_turned(s->kv->worth, i); /* only now can it be read */
         psi_block_put_away(s->kv->pool, i);
     }
     return status;
@@ -221,7 +224,6 @@ static int turn_all(const shift *s, void *sched, void *graph) {
     psi_kv *kv = s->kv;
     int status = 0;
     psi_pool_states(kv->pool, kv->states);
-    psi_worth_changed_all(kv->worth);
     psi_tokens_forget_all(kv); /* positions are others now */
     for (uint32_t block = 0, end = 0; block < kv->blocks && status == 0; block = end) {
         kind k = kind_of(s, block);
@@ -243,7 +245,8 @@ static bool can_be_cut(const psi_abi *abi, void *sched) {
 bool psi_shift_compute(const psi_abi *abi, void *sched, void *graph, int *status) {
     psi_kv_lock();
     shift s = {.abi = abi, .kv = psi_kv_first() != NULL ? kv_of_graph(abi, graph) : NULL};
-    bool good = s.kv != NULL && s.kv->pool != NULL && !s.kv->given_up && can_be_cut(abi, sched) && read_graph(&s, graph);
+    bool good =
+        s.kv != NULL && s.kv->pool != NULL && !s.kv->given_up && can_be_cut(abi, sched) && read_graph(&s, graph);
     psi_kv_unlock();
     if (good) {
         *status = turn_all(&s, sched, graph);

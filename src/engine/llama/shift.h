@@ -1,5 +1,5 @@
-/* shift.h - a context shift: the engine turns all keys of a cache in place, in one graph. Here it is computed portion by
- * portion, so that what is out of memory is turned, too, and memory does not grow by it. Engine's thread. */
+/* shift.h - a context shift: the engine turns all keys of a cache in place, in one graph. Here it is computed portion
+ * by portion, so that what is out of memory is turned, too, and memory does not grow by it. Engine's thread. */
 #ifndef PSI_LLAMA_SHIFT_H
 #define PSI_LLAMA_SHIFT_H
 

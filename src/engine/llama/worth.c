@@ -215,6 +215,25 @@ void psi_worth_sum_up(psi_worth *worth) {
     }
 }
 
+void psi_worth_turned(psi_worth *worth, uint32_t block) {
+    if (worth != NULL && worth->summed[block]) {
+        worth->summed[block] = 0;
+        if (is_full(worth->kv, block)) {
+            (void)psi_block_score(worth->kv->pool, block, PSI_SCORE_KEYS, sum_up(worth, block));
+        }
+    }
+}
+
+void psi_worth_copied(psi_worth *worth, uint32_t from, uint32_t to) {
+    if (worth == NULL) {
+        return;
+    }
+    size_t means = (size_t)worth->all_dims * PSI_SUMMARY_RUNS, scales = (size_t)worth->layers * PSI_SUMMARY_RUNS;
+    memcpy(worth->means + to * means, worth->means + from * means, means * sizeof(*worth->means));
+    memcpy(worth->scales + to * scales, worth->scales + from * scales, scales * sizeof(*worth->scales));
+    worth->summed[to] = worth->summed[from];
+}
+
 /* ---- Queries ----------------------------------------------------------------------------------- */
 
 static const float *query(const psi_queries *q, uint32_t row, uint32_t head) {

@@ -63,6 +63,12 @@ uint32_t psi_worth_layer(const psi_worth *worth, const struct kv_tensor *key);
 void psi_worth_changed(psi_worth *worth, uint32_t block);
 void psi_worth_changed_all(psi_worth *worth);
 
+/* A block in memory whose keys were turned: its summary is made anew, if it had one. */
+void psi_worth_turned(psi_worth *worth, uint32_t block);
+
+/* Block `to` is a copy of `from`. */
+void psi_worth_copied(psi_worth *worth, uint32_t from, uint32_t to);
+
 /* After a step: sums up blocks that became full, and scores their keys. */
 void psi_worth_sum_up(psi_worth *worth);
 
