@@ -10,10 +10,8 @@
 
 #define DEFAULT_BLOCK_BYTES 65536u
 
-/* A sequence that no step named for so long slept: longer than sequences that take turns leave each other out; and than
- * an engine that runs pauses between two steps. */
+/* A sequence that so many steps did not name slept: more than those that take turns leave each other out. */
 #define PSI_SLEEP_STEPS 16u
-#define PSI_SLEEP_US 1000000u
 
 static size_t round_up(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
 
@@ -257,8 +255,8 @@ void psi_block_used(psi_pool *pool, psi_block_id block) {
 
 /* A block that was taken while a step wanted it waits for room. Where its sequence slept since, it is asleep like the
  * others, and comes back when its turn comes. */
-static void note_sleep(psi_pool *pool, psi_block *b, bool idle) {
-    if (b->hidden && b->state == PSI_BLOCK_STORED && (idle || pool->step - b->used >= PSI_SLEEP_STEPS)) {
+static void note_sleep(const psi_pool *pool, psi_block *b) {
+    if (b->hidden && b->state == PSI_BLOCK_STORED && pool->step - b->used >= PSI_SLEEP_STEPS) {
         b->hidden = false;
     }
 }
@@ -269,12 +267,11 @@ int psi_pool_mark(psi_pool *pool, const unsigned char *marks) {
     }
     int lost = 0;
     pthread_mutex_lock(&pool->lock);
-    bool idle = psi_os_now_us() - pool->step_end_us > PSI_SLEEP_US;
     for (uint32_t i = 0; i < pool->blocks; i++) {
         if ((marks[i] & PSI_MARK_WRITE) != 0) {
             lost += write_block(pool, i) == -EIO;
         } else if ((marks[i] & PSI_MARK_USED) != 0) {
-            note_sleep(pool, &pool->block[i], idle);
+            note_sleep(pool, &pool->block[i]);
             pool->block[i].used = pool->step + 1;
         }
     }
