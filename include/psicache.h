@@ -114,7 +114,7 @@ PSI_API void psi_cache_close(psi_cache *cache);
 /* ---- Memory: pools of blocks ------------------------------------------------------------------ */
 
 /* Where a block is. Moves: EMPTY -> RESIDENT -> STORED -> RESIDENT; RESIDENT -> DROPPED -> RESIDENT
- * (written anew); STORED -> DROPPED (the store lost it); all -> EMPTY (freed). No other. */
+ * (written or computed anew); STORED -> DROPPED (the store lost it); all -> EMPTY (freed). No other. */
 typedef enum psi_block_state {
     PSI_BLOCK_EMPTY = 0,    /* no page, no content */
     PSI_BLOCK_RESIDENT = 1, /* content in memory */

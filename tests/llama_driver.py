@@ -45,7 +45,7 @@ class Engine:
         assert self.model
         parameters = low.llama_context_default_params()
         parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = cells, batch, min(batch, 512)
-        parameters.n_threads = parameters.n_threads_batch = options.get("threads", int(os.environ.get("THREADS", 2)))
+        parameters.n_threads = parameters.n_threads_batch = options.get("threads", 2)
         parameters.n_seq_max, parameters.kv_unified, parameters.swa_full = (
             sequences,
             unified,
@@ -521,17 +521,70 @@ def recompute_after_rewrite():
     }
 
 
+def decode_embeddings(engine, count):
+    """Vectors in the place of tokens, as of an image."""
+    width = low.llama_model_n_embd(engine.model)
+    batch = low.llama_batch_init(count, width, 1)
+    batch.n_tokens = count
+    numpy.ctypeslib.as_array(batch.embd, (count * width,))[:] = numpy.random.default_rng(1).normal(0, 1, count * width)
+    for i in range(count):
+        batch.pos[i], batch.n_seq_id[i], batch.logits[i] = i, 1, i == count - 1
+        batch.seq_id[i][0] = 0
+    assert low.llama_decode(engine.context, batch) == 0
+    low.llama_batch_free(batch)
+
+
+def falsified():
+    """Keys that are there are turned around in memory, as if the books told of other tokens than those that made them."""
+    engine = Engine(cells=2048, flash_attention=options["flash_attention"])
+    prompt = engine.tokens(text(1), 300)
+    assert engine.decode(prompt, 0) == 0
+    size = low.llama_state_seq_get_size(engine.context, 0)
+    state = (ctypes.c_uint8 * size)()
+    assert low.llama_state_seq_get_data(engine.context, state, size, 0) == size
+    pattern, found = bytes(state[8000:8512]), 0  # keys of the first block, in the first layer that is saved
+    with open("/proc/self/mem", "r+b", buffering=0) as memory:
+        for line in pathlib.Path("/proc/self/maps").read_text().splitlines():
+            fields = line.split()
+            if fields[1] != "rw-p" or len(fields) > 5:  # ours is private, anonymous memory
+                continue
+            first, last = (int(number, 16) for number in fields[0].split("-"))
+            if last - first > 1 << 30:
+                continue
+            memory.seek(first)
+            at = memory.read(last - first).find(pattern)
+            if at >= 0 and not first <= ctypes.addressof(state) < last:
+                memory.seek(first + at)
+                turned = bytes(byte ^ (0x80 * (i % 2)) for i, byte in enumerate(memory.read(8192)))
+                memory.seek(first + at)
+                memory.write(turned)
+                found += 1
+    assert found > 0
+    dropped = dropped_again(engine, prompt)
+    hidden = engine.again(prompt[-1], 299)
+    returned = psi_cache.llama.recompute()
+    return {
+        "dropped": dropped,
+        "returned": returned,
+        "same": hidden.tobytes() == engine.again(prompt[-1], 299).tobytes(),
+    }
+
+
 def not_recomputable():
     """What was shifted, loaded, or follows such cells is not computed again: it stays hidden, and nothing else changes."""
     engine = Engine(cells=2048, flash_attention=options["flash_attention"])
     prompt = engine.tokens(text(1), 400)
-    assert engine.decode(prompt, 0) == 0
     memory = low.llama_get_memory(engine.context)
+    if options["by"] == "embeddings":
+        decode_embeddings(engine, 100)
+        assert engine.decode(prompt[100:], 100) == 0
+    else:
+        assert engine.decode(prompt, 0) == 0
     if options["by"] == "shift":
         low.llama_memory_seq_rm(memory, 0, 10, 40)
         low.llama_memory_seq_add(memory, 0, 40, -1, -30)
         prompt = prompt[:10] + prompt[40:]
-    else:
+    elif options["by"] == "load":
         size = low.llama_state_get_size(engine.context)
         state = (ctypes.c_uint8 * size)()
         assert low.llama_state_get_data(engine.context, state, size) == size

@@ -62,7 +62,7 @@ def stats() -> Dict[str, Union[int, float, str, None]]:
     many there are. ``mode``, ``band`` ("none", "comfort", "safety"), ``effect`` ("good", "eaten", "futile", ...) and
     ``guarded`` say what the controller is doing and whether it helped; ``grower`` and ``staller`` name the cgroups
     that pressed. ``recalls``, ``recalled_bytes`` and ``recall_us`` count exchanges of hidden blocks that the model
-    wanted. psicache.h has a line on each field. Raises PsiCacheError (ENODEV) while no cache is open.
+    wanted, ``recomputed_bytes`` and ``recompute_us`` dropped blocks that were computed again. psicache.h has a line on each field. Raises PsiCacheError (ENODEV) while no cache is open.
     """
     return _native.read_stats()
 

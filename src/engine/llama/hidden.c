@@ -115,6 +115,7 @@ void psi_hidden_forget_context(const void *context) {
  * floats; cb_eval and its user data; type_k, type_v; the abort callback and its data; booleans, `embeddings` first; in
  * newer builds pointers of samplers and of a context that shares its memory. */
 enum { AT_CTX = 0, AT_BATCH = 4, AT_UBATCH = 8, AT_SEQ_MAX = 12, AT_LATER = 16, DEFAULT_THREADS = 4 };
+enum { AT_OUTPUTS_MAX = 20, AT_LATER_THREADS = 28 }; /* of builds since 2026 */
 
 static int32_t int_at(const unsigned char *bytes, size_t at) {
     int32_t value;
@@ -178,6 +179,9 @@ static const char *make_params(psi_params *params, const psi_params *defaults, c
     set_int(p, AT_UBATCH, piece);
     set_int(p, AT_SEQ_MAX, 1);
     memcpy(p + AT_LATER, d + AT_LATER, threads - AT_LATER);
+    if (threads == AT_LATER_THREADS) {
+        set_int(p, AT_OUTPUTS_MAX, 1); /* or a row of logits is reserved for each token */
+    }
     memset(p + types - 16, 0, 16);
     memset(p + types + 8, 0, 17); /* and no embeddings */
     return NULL;
