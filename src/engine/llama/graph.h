@@ -12,6 +12,8 @@ typedef struct step_mask {
     tensor *mask;
     psi_kv *kv;
     uint32_t first_stream; /* of the mask's streams */
+    const tensor *copy;    /* what an attention reads of it: itself, or a copy */
+    bool several;          /* another one reads another copy */
 } step_mask;
 
 /* A layer's attention, and the node before it: once that is computed, the layer's queries are there. */

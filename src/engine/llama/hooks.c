@@ -4,6 +4,7 @@
 #include "engine/llama/hooks.h"
 
 #include <pthread.h>
+#include <stdlib.h>
 
 #include "engine/llama/layers.h"
 #include "engine/llama/listen.h"
@@ -11,42 +12,49 @@
 /* ---- The user's callbacks ---------------------------------------------------------------------- */
 
 typedef struct kept_callback {
+    struct kept_callback *next;
     const void *sched;
     psi_eval_callback callback;
     void *user;
 } kept_callback;
 
 static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER;
-static kept_callback kept[32];
-static const size_t kept_most = sizeof(kept) / sizeof(kept[0]);
-static bool kept_overflow; /* more schedulers than that: none is listened to, since theirs could not be put back */
+static kept_callback *kept; /* of the schedulers whose user has one: an engine sets none for each of its own */
+static bool kept_lost;      /* memory was short for one: nobody is listened to, since it could not be put back */
 
-static kept_callback *find_kept(const void *sched) {
-    for (size_t i = 0; i < kept_most; i++) {
-        if (kept[i].sched == sched) {
-            return &kept[i];
-        }
+/* The link that leads to the scheduler's, or the list's end. */
+static kept_callback **find_kept(const void *sched) {
+    kept_callback **link = &kept;
+    while (*link != NULL && (*link)->sched != sched) {
+        link = &(*link)->next;
     }
-    return NULL;
-}
-
-void psi_hooks_keep_callback(const void *sched, psi_eval_callback callback, void *user) {
-    pthread_mutex_lock(&kept_lock);
-    kept_callback *entry = find_kept(sched);
-    entry = entry != NULL ? entry : find_kept(NULL);
-    if (entry != NULL) {
-        *entry = (kept_callback){sched, callback, user};
-    } else {
-        kept_overflow = true;
-    }
-    pthread_mutex_unlock(&kept_lock);
+    return link;
 }
 
 void psi_hooks_forget(const void *sched) {
     pthread_mutex_lock(&kept_lock);
-    kept_callback *entry = find_kept(sched);
+    kept_callback **link = find_kept(sched), *entry = *link;
     if (entry != NULL) {
-        *entry = (kept_callback){0};
+        *link = entry->next;
+        free(entry);
+    }
+    pthread_mutex_unlock(&kept_lock);
+}
+
+void psi_hooks_keep_callback(const void *sched, psi_eval_callback callback, void *user) {
+    if (callback == NULL) {
+        psi_hooks_forget(sched);
+        return;
+    }
+    pthread_mutex_lock(&kept_lock);
+    kept_callback **link = find_kept(sched);
+    if (*link == NULL) {
+        *link = calloc(1, sizeof(**link));
+    }
+    if (*link != NULL) {
+        **link = (kept_callback){(*link)->next, sched, callback, user};
+    } else {
+        kept_lost = true;
     }
     pthread_mutex_unlock(&kept_lock);
 }
@@ -54,10 +62,10 @@ void psi_hooks_forget(const void *sched) {
 /* False: it cannot be known, so ours must not be set. */
 static bool get_kept(const void *sched, psi_eval_callback *callback, void **user) {
     pthread_mutex_lock(&kept_lock);
-    const kept_callback *entry = find_kept(sched);
+    const kept_callback *entry = *find_kept(sched);
     *callback = entry != NULL ? entry->callback : NULL;
     *user = entry != NULL ? entry->user : NULL;
-    bool known = !kept_overflow;
+    bool known = !kept_lost;
     pthread_mutex_unlock(&kept_lock);
     return known;
 }
