@@ -112,7 +112,7 @@ class Orders:
 
 
 def decode_forever(engine, options, events, orders):
-    """Decodes --span tokens behind the state, takes them back, and so on, until it is told to stop."""
+    """Decodes --span tokens behind the state, --piece at once, takes them back, and so on, until it is told to stop."""
     begin_position = engine.position
     token = FIRST_TOKEN
     while not orders.stopped.is_set():
@@ -122,10 +122,10 @@ def decode_forever(engine, options, events, orders):
             engine.forget_from(0)
             engine.load_state(options.state, options.state_tokens)
             events("reloaded", rss_anon_bytes=generate.rss_anon_bytes())
-        if engine.position - begin_position >= options.span:
+        if engine.position - begin_position + options.piece > options.span:
             engine.forget_from(begin_position)
         begin_s = time.monotonic()
-        generate.decode_or_wait(engine, [token], events)
+        generate.decode_or_wait(engine, [token] * options.piece, events)
         token = engine.best_token()
         events("step", ms=round((time.monotonic() - begin_s) * 1e3, 3))
         if options.rest_ms:
@@ -151,6 +151,7 @@ def arguments():
     parser.add_argument("--state-tokens", type=int, required=True)
     parser.add_argument("--make-state", action="store_true", help="read a prompt, save the state, end")
     parser.add_argument("--span", type=int, default=1024, help="tokens decoded before they are taken back")
+    parser.add_argument("--piece", type=int, default=1, help="tokens in a step, as a prompt's piece has (at most 512)")
     parser.add_argument("--rest-ms", type=float, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--stats-ms", type=float, default=50, help="0: none")

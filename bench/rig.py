@@ -165,9 +165,9 @@ class Engine:
     time. Made by Stage.engine; outside a group with group=None."""
 
     def __init__(self, mode, weights="locked", group=None, context_tokens=CONTEXT_TOKENS, state_tokens=STATE_TOKENS,
-                 span=1024, rest_ms=0.0, stats_ms=50.0, threads=2, environment=None):
+                 span=1024, rest_ms=0.0, stats_ms=50.0, threads=2, environment=None, piece=1):
         """span: tokens decoded before they are taken back and decoded anew (an engine so decodes for ever, and its
-        cache grows by no more than that). rest_ms: pause after each step. stats_ms: how often the engine reports
+        cache grows by no more than that). piece: tokens in a step. rest_ms: pause after each step. stats_ms: how often the engine reports
         psi_cache.stats(); 0 never. environment: added to the child's, for example PSI_CACHE_* options."""
         self.mode, self.weights = mode, weights
         self.events = []   # all lines, as they came
@@ -183,7 +183,7 @@ class Engine:
             demo.forget_file_pages(model_file())
         read_end, write_end = os.pipe()
         command = engine_command(mode, weights, state, state_tokens, context_tokens) + [
-            "--span", str(span), "--rest-ms", str(rest_ms), "--stats-ms", str(stats_ms), "--threads", str(threads),
+            "--span", str(span), "--piece", str(piece), "--rest-ms", str(rest_ms), "--stats-ms", str(stats_ms), "--threads", str(threads),
             "--events-fd", str(write_end)]
         self._log = tempfile.TemporaryFile()
         start = group.start if group is not None else subprocess.Popen

@@ -286,7 +286,7 @@ static void fake_prepare(fake_llama *fake, uint32_t first_stream, uint32_t strea
 }
 
 /* All of the step's queries ask for a block of their stream. */
-static void fake_ask_for(fake_llama *fake, uint32_t block) {
+static inline void fake_ask_for(fake_llama *fake, uint32_t block) {
     for (uint32_t i = 0; i < fake->rows * fake->step_streams; i++) {
         fake->query[i * F_DIMS + block] = 8;
     }

@@ -26,13 +26,6 @@ static bool is_same_size(const tensor *a, const tensor *b) {
     return a->ne[0] == b->ne[0] && a->ne[1] == b->ne[1] && a->ne[3] == b->ne[3];
 }
 
-/* The mask, and a head's keys: no group of numbers that are quantised together may lie across two heads. */
-static bool is_readable(const step_hook *hook) {
-    const psi_kv *kv = hook->kv;
-    return psi_abi_in_host(kv->abi, hook->mask) &&
-           kv->head_dims % psi_abi_group(kv->abi, kv->worth->keys[hook->layer]->t) == 0;
-}
-
 void psi_listen_note(step_hook *hook, const kv_tensor *key, const tensor *attention) {
     const tensor *q = hook->queries, *m = hook->mask;
     const psi_kv *kv = hook->kv;
@@ -43,8 +36,9 @@ void psi_listen_note(step_hook *hook, const kv_tensor *key, const tensor *attent
     }
     uint32_t dims = kv->worth->dims[hook->layer], key_heads = dims / head_dims;
     hook->scale = scale_of(attention);
-    hook->listenable = is_readable(hook) && q->ne[0] == head_dims && q->nb[0] == sizeof(float) && dims % head_dims == 0 && key_heads > 0 &&
-                       q->ne[2] % key_heads == 0 && m->ne[3] == q->ne[3] && m->ne[1] >= q->ne[1] &&
+    bool readable = psi_abi_in_host(kv->abi, m) && head_dims % psi_abi_group(kv->abi, key->t) == 0;
+    hook->listenable = readable && q->ne[0] == head_dims && q->nb[0] == sizeof(float) && dims % head_dims == 0 &&
+                       key_heads > 0 && q->ne[2] % key_heads == 0 && m->ne[3] == q->ne[3] && m->ne[1] >= q->ne[1] &&
                        is_same_size(m, hook->input->mask);
 }
 
