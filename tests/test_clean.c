@@ -191,7 +191,9 @@ static uint64_t room_on_disk(void) {
     uint64_t bytes = 0;
     for (int fd = 3; fd < 256; fd++) {
         struct stat status;
-        if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_nlink == 0) {
+        char path[64]; /* not by fstat: most descriptors are the watcher's, and come and go */
+        (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+        if (stat(path, &status) == 0 && S_ISREG(status.st_mode) && status.st_nlink == 0) {
             bytes += (uint64_t)status.st_blocks * 512;
         }
     }
