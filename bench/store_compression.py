@@ -160,6 +160,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=os.path.join(HERE, "..", ".cache", "models", "gemma-3-270m-q4_k_m.gguf"))
     parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--types", nargs="*", choices=("f16", "q8_0"), default=["f16", "q8_0"])
     parser.add_argument("--records", type=int, default=128, help="at most")
     parser.add_argument("--directory", default="/var/tmp")
     parser.add_argument("--disk-mb-s", type=float, help="reckon with a disk of this speed, both ways (a memory card: 20 to "
@@ -171,6 +172,8 @@ def main():
         write_mb_s = read_mb_s = options.disk_mb_s
         print(f"reckoned with: {options.disk_mb_s:.0f} MB/s")
     for name, type_, unit in (("f16", F16, 2), ("q8_0", Q8_0, 34)):
+        if name not in options.types:
+            continue
         state = state_of(options.model, type_, options.tokens)
         report(name, tensors(state, type_), unit, write_mb_s, read_mb_s, options.records)
     return 0

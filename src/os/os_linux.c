@@ -64,9 +64,7 @@ int psi_os_give_back(void *base, size_t bytes) {
 #ifndef SYS_process_madvise
 #define SYS_process_madvise 440 /* the same on every architecture */
 #endif
-#define PIDFD_OF_SELF                                                                                                  \
-    (-10000) /* PIDFD_SELF_THREAD_GROUP's like, from Linux 6.14: no descriptor to open and to keep                     \
-              */
+#define PIDFD_OF_SELF (-10000) /* PIDFD_SELF of recent kernels: no descriptor to open and to keep */
 _Static_assert(sizeof(psi_os_range) == sizeof(struct iovec) &&
                    offsetof(psi_os_range, base) == offsetof(struct iovec, iov_base) &&
                    offsetof(psi_os_range, bytes) == offsetof(struct iovec, iov_len),
@@ -80,8 +78,8 @@ static ssize_t give_back_batch(const psi_os_range *ranges, size_t count) {
     return (ssize_t)syscall(SYS_process_madvise, PIDFD_OF_SELF, ranges, count, MADV_DONTNEED, 0);
 }
 
-/* Before Linux 6.13 the call refuses MADV_DONTNEED, a sandbox may refuse the call: tried once, on a page that is ours.
- */
+/* Older kernels refuse MADV_DONTNEED here, or do not know PIDFD_SELF; a sandbox may refuse the call: tried once, on a
+ * page that is ours. */
 static void probe_batches(void) {
     size_t page = psi_os_page_bytes();
     volatile unsigned char *base = psi_os_reserve(page);
