@@ -49,7 +49,8 @@ def main() -> int:
         pair.close()
     print(
         f"{pair.operations} operations in {pair.sessions} sessions, {pair.differences} differences; "
-        f"{pair.hidden_cells} columns were hidden in the steps that were watched; {time.monotonic() - began:.0f} s"
+        f"{pair.hidden_cells} columns were hidden in the steps that were watched; "
+        f"{pair.engine_s_own} sessions that end stock llama.cpp itself; {time.monotonic() - began:.0f} s"
     )
     if failure is not None:
         print(failure)

@@ -1,7 +1,7 @@
 """Everything that is done with a context of llama.cpp, while blocks of its cache are stored, dropped or back again: against
 the same engine without psi_cache, bit for bit. On tiny models with random weights, and on the real one.
 
-    PSI_TEST_OPERATIONS=5000      operations of each random test (default 400)
+    PSI_TEST_OPERATIONS=5000      operations of each random test (default 1000)
     PSI_TEST_MATRIX=full          every combination, and not only every pair
     PSI_TEST_SEED=1               of the random tests; the one that was used is printed
 """
@@ -22,8 +22,8 @@ import tiny_models  # noqa: E402
 from operations import F16, Q4_0, Q8_0  # noqa: E402
 
 DRIVER = pathlib.Path(__file__).with_name("contexts_driver.py")
-OPERATIONS = int(os.environ.get("PSI_TEST_OPERATIONS", "400"))
-MORE_ROWS = 100
+OPERATIONS = int(os.environ.get("PSI_TEST_OPERATIONS", "1000"))
+MORE_ROWS = 60
 SEED = int(os.environ.get("PSI_TEST_SEED", random.randrange(1 << 31)))
 
 
@@ -123,11 +123,12 @@ def is_possible(row):
 
 
 def pairs_of(row):
-    return set(itertools.combinations(row.items(), 2))
+    """And each operation on each state of the blocks with one cache for all and with one a sequence."""
+    return {*itertools.combinations(row.items(), 2), (row["operation"], row["state"], row["unified"])}
 
 
 def rows():
-    """Every pair of two factors' values in some row, and some rows more; all where the environment asks for them."""
+    """Every pair of two factors' values in some row, and some rows more; everything where the environment asks for them."""
     everything = [dict(zip(FACTORS, values)) for values in itertools.product(*FACTORS.values())]
     everything = [row for row in everything if is_possible(row)]
     if os.environ.get("PSI_TEST_MATRIX") == "full":
