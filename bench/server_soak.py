@@ -46,6 +46,7 @@ def arguments():
     parser.add_argument("--unified", action="store_true", help="one cache for all slots")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2, help="1 on a busy machine: two wait for each other")
+    parser.add_argument("--reference", metavar="FILE", help="keeps the unpressed answers there, and uses them if they are there")
     parser.add_argument("--stock", action="store_true", help="the same without psi-cache: it is killed")
     parser.add_argument("--out", help="result file (default build/bench/server_soak.json)")
     return parser.parse_args()
@@ -138,11 +139,11 @@ def make_documents(options):
              for number in range(options.documents)] for client in range(options.clients)]
 
 
-def steady_answers(clients, wanted):
+def steady_answers(answers, wanted):
     """{(client, document, question): number} where an unpressed run found the number each time; how many it answered
     now this way and now that."""
     seen = collections.defaultdict(list)
-    for client, document, question, number, *_ in clients.answers:
+    for client, document, question, number, *_ in answers:
         seen[client, document, question].append(number)
     steady = {key: numbers[0] for key, numbers in seen.items()
               if set(numbers) == {wanted(key)} and len(numbers) >= PEACE_TIMES}
@@ -175,7 +176,7 @@ class Neighbour:
         give_bytes = max(0, (status.get("resident_bytes") or 100 * MIB) - self.options.floor_bytes)
         # What the controller keeps free besides is taken from the cache, too: about one and a half reserves.
         kept_bytes = 1.5 * (status.get("reserve_bytes") or 0)
-        size = int(free_bytes + max(16 * MIB, share * give_bytes - kept_bytes)) // MIB * MIB
+        size = int(free_bytes + share * give_bytes - kept_bytes) // MIB * MIB
         spike = self.stage.spike(size, rate * rig.MB, hold_s)
         begin_s = time.monotonic()
         while spike.process.poll() is None and not self.ends.wait(0.2):
@@ -207,6 +208,16 @@ def peace(options, documents, mode):
         begin_s = time.monotonic()
         clients.ask_all()
         return clients, server.anon_bytes(), time.monotonic() - begin_s
+
+
+def peace_or_kept(options, documents):
+    if options.reference and os.path.exists(options.reference):
+        with open(options.reference) as file:
+            return json.load(file)
+    clients, anon_bytes, took_s = peace(options, documents, "stock")
+    if options.reference:
+        rig.demo.save(options.reference, [clients.answers, anon_bytes, took_s])
+    return clients.answers, anon_bytes, took_s
 
 
 def tell_progress(begin_s, clients, neighbour, group, server):
@@ -292,8 +303,8 @@ def main():
     def wanted(key):
         return documents[key[0]][key[1]].numbers[key[2]]
     say(rig.machine_line())
-    reference, stock_anon_bytes, took_s = peace(options, documents, "stock")
-    steady, unsteady, asked = steady_answers(reference, wanted)
+    answers, stock_anon_bytes, took_s = peace_or_kept(options, documents)
+    steady, unsteady, asked = steady_answers(answers, wanted)
     say("unpressed: %d questions, asked %d times each by %d clients at once, in %.0f s; %d found both times, %d answered now "
         "this way and now that" % (asked, PEACE_TIMES, options.clients, took_s, len(steady), unsteady))
     # Private memory, and the weights, which are charged where they are read first.

@@ -159,9 +159,27 @@ static void what_was_hidden_comes_back_when_its_turn_comes_again(void **state) {
     psi_cache_close(cache);
 }
 
+static void what_is_saved_while_it_sleeps_is_not_hidden(void **state) {
+    (void)state;
+    put_meminfo("900000");
+    psi_cache *cache = cache_without_room();
+    psi_pool *pool = two_sequences(cache);
+    for (uint32_t i = 0; i < HALF; i++) {
+        assert_int_equal(psi_block_restore(pool, i), 0); /* a state is saved */
+    }
+    assert_int_equal(psi_cache_trim(cache, 1), 0);
+    (void)step_of(pool, HALF);
+    (void)step_of(pool, 0);
+    assert_int_equal(resident_of(pool, 0), HALF);
+    assert_content(pool, 0);
+    psi_pool_destroy(pool);
+    psi_cache_close(cache);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(who_sleeps_makes_room_for_who_wakes, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_is_saved_while_it_sleeps_is_not_hidden, setup, teardown),
         cmocka_unit_test_setup_teardown(what_was_hidden_comes_back_when_its_turn_comes_again, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

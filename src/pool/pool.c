@@ -297,7 +297,8 @@ int psi_block_restore(psi_pool *pool, psi_block_id block) {
     }
     pthread_mutex_lock(&pool->lock);
     int error = psi_block_bring_back(pool, block);
-    pool->block[block].used = pool->step + 1;
+    /* Not by that step: it may be a sleeper's, saved. Taken there, it would be hidden from its own sequence. */
+    pool->block[block].used = pool->block[block].held = pool->step + 1;
     pthread_mutex_unlock(&pool->lock);
     return error;
 }

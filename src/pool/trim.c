@@ -23,7 +23,8 @@ static bool is_asleep(const psi_pool *pool, const psi_block *b, psi_trim_scope s
 }
 
 static bool can_go(const psi_pool *pool, const psi_block *b) {
-    return b->state == PSI_BLOCK_RESIDENT && !b->pinned && b->written < pool->step + (pool->in_step ? 0 : 1);
+    uint64_t coming = pool->step + (pool->in_step ? 0 : 1);
+    return b->state == PSI_BLOCK_RESIDENT && !b->pinned && b->written < coming && b->held < coming;
 }
 
 static bool is_kept(const psi_pool *pool, uint32_t block) {
