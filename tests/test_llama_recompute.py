@@ -3,6 +3,7 @@ same bits where the batches are those that computed them first, within the round
 
 import pytest
 from test_llama_python import BOTH, drive, said
+from test_llama_server import serve, status_when, story, tool
 
 NO_STORE = {"PSI_CACHE_CONTROLLER": "off", "PSI_CACHE_STORE": "none"}
 # Another batch sums in another order. Measured: a distance of 0.026 and 7e-5 nats at most; of another text: 0.5 and more.
@@ -85,3 +86,21 @@ def test_off_means_off(model):
     off = {**NO_STORE, "PSI_CACHE_RECOMPUTE": "off"}
     got, _ = drive(model, "recompute", environment=off, flash_attention=True, prompt=200)
     assert got["returned_bytes"] == 0 and got["restored"]["dropped_bytes"] > 0
+
+
+def test_llama_server_computes_what_it_dropped_again(model, engine_folder, psi_cache_command, tmp_path):
+    """No Python in between: the stand-ins alone know how its context was made. A piece in each step, until all is back."""
+    prefix = [psi_cache_command, "run", "--controller", "off", "--store", "none", "--"]
+    with serve(model, engine_folder, tmp_path, prefix) as ours:
+        first, pid = ours.ask(0, story(0)[:1500], 4)["tokens"], ours.process.pid
+        tool(psi_cache_command, "trim", str(pid), "0.5")
+        ours.ask(0, story(0)[:1500], 1)
+        status_when(psi_cache_command, pid, lambda status: status["dropped_bytes"] > 0)
+        tool(psi_cache_command, "restore", str(pid))
+        for _ in range(40):
+            ours.ask(0, story(0)[:1500], 1)
+            status = status_when(psi_cache_command, pid, lambda status: status["recomputed_bytes"] > 0)
+            if status["dropped_bytes"] == 0:
+                break
+        assert status["dropped_bytes"] == 0
+        assert ours.ask(0, story(0)[:1500], 4)["tokens"] == first

@@ -19,7 +19,7 @@ typedef enum outcome {
     DONE,
     GONE,      /* the process ended, or has no board */
     UNMANAGED, /* no cache of its is ours */
-    NEEDLESS   /* nothing resident to trim, nothing stored to restore */
+    NEEDLESS   /* nothing resident to trim, nothing stored or dropped to restore */
 } outcome;
 
 typedef struct request {
@@ -33,6 +33,9 @@ typedef struct request {
     psi_stats before, after;
 } request;
 
+/* What may come back: dropped blocks, too, where the engine can compute them again. */
+static uint64_t out_bytes(const psi_stats *s) { return s->stored_bytes + s->dropped_bytes; }
+
 static void open_request(request *asked) {
     asked->outcome = GONE;
     asked->board = psi_board_open(asked->pid);
@@ -41,7 +44,7 @@ static void open_request(request *asked) {
         return;
     memcpy(asked->engine, asked->board->engine, sizeof asked->engine - 1);
     int error = psi_board_read_stats(asked->board, &asked->before);
-    uint64_t wanted = asked->is_trim ? asked->before.resident_bytes : asked->before.stored_bytes;
+    uint64_t wanted = asked->is_trim ? asked->before.resident_bytes : out_bytes(&asked->before);
     if (error != 0 || asked->before.size == 0 || asked->before.pools == 0)
         asked->outcome = UNMANAGED;
     else
@@ -65,7 +68,7 @@ static void look_again(request *asked) {
     /* A trim is one cycle a pool: done once it stands still. A restore goes in small steps, to the last block. */
     bool done = asked->is_trim ? now.trimmed_bytes != asked->before.trimmed_bytes &&
                                      now.resident_bytes == asked->after.resident_bytes
-                               : now.restored_bytes != asked->before.restored_bytes && now.stored_bytes == 0;
+                               : now.restored_bytes != asked->before.restored_bytes && out_bytes(&now) == 0;
     if (asked->outcome == TAKEN && done)
         asked->outcome = DONE;
     asked->after = now;
@@ -112,7 +115,8 @@ static void report(const request *asked) {
         printf("not taken within 2 s: the process is stopped or very busy; the request stands\n");
         break;
     case NEEDLESS:
-        printf("nothing to %s: %s\n", verb, asked->is_trim ? "no part of the cache is in memory" : "nothing is stored");
+        printf("nothing to %s: %s\n", verb,
+               asked->is_trim ? "no part of the cache is in memory" : "nothing is stored or dropped");
         break;
     case UNMANAGED:
         printf("no cache here is managed");

@@ -109,6 +109,28 @@ void psi_hidden_forget_context(const void *context) {
     free(found);
 }
 
+/* The context whose hidden one reads this cache; NULL: none. */
+static const void *reader_of(const psi_kv *kv) {
+    const void *context = NULL;
+    pthread_mutex_lock(&lock);
+    for (const user_context *user = contexts; user != NULL; user = user->next) {
+        for (uint32_t i = 0; user->hidden != NULL && i < user->hidden->kv_count; i++) {
+            context = user->hidden->users[i] == kv ? user->context : context;
+        }
+    }
+    pthread_mutex_unlock(&lock);
+    return context;
+}
+
+void psi_hidden_forget_kv(const psi_kv *kv) {
+    for (const void *context = reader_of(kv); context != NULL; context = reader_of(kv)) {
+        psi_hidden_free(context);
+    }
+    if (!kv->is_hidden && kv->context != NULL) {
+        psi_hidden_forget_context(kv->context);
+    }
+}
+
 /* ---- Parameters -------------------------------------------------------------------------------- */
 
 /* llama_context_params: n_ctx, n_batch, n_ubatch, n_seq_max; what came later; n_threads and n_threads_batch; enums and
@@ -285,9 +307,20 @@ static const char *make_context(psi_hidden *hidden, const user_context *user, ps
     return make_books(hidden, kvs, count, cells, (uint32_t)int_at(params.bytes, AT_UBATCH)) ? NULL : "memory is short";
 }
 
+static bool serves(const psi_hidden *hidden, psi_kv *const *kvs, uint32_t count) {
+    bool same = hidden->kv_count == count;
+    for (uint32_t i = 0; same && i < count; i++) {
+        same = hidden->users[i] == kvs[i];
+    }
+    return same;
+}
+
 psi_hidden *psi_hidden_of(const void *context, psi_kv *const *kvs, uint32_t count, const char **why) {
     user_context *user = context != NULL ? find(context) : NULL;
     *why = user == NULL ? "how its context was made is not known" : NULL;
+    if (user != NULL && user->hidden != NULL && !serves(user->hidden, kvs, count)) {
+        psi_hidden_free(context);
+    }
     if (user == NULL || user->hidden != NULL) {
         return user != NULL ? user->hidden : NULL;
     }

@@ -26,6 +26,9 @@ void psi_hidden_note_context(const void *context, void *model, const void *param
 /* The user's context is gone, or another one stands at its address: its hidden one goes, too. */
 void psi_hidden_forget_context(const void *context);
 
+/* A cache goes: so do its context, and hidden ones that read it. */
+void psi_hidden_forget_kv(const psi_kv *kv);
+
 /* The hidden context of the user's, made now if it is not there yet: its caches answer to `kvs` one by one, it takes
  * pieces of psi_hidden_piece tokens at most. NULL, with the reason in *why: there can be none. */
 psi_hidden *psi_hidden_of(const void *context, psi_kv *const *kvs, uint32_t count, const char **why);

@@ -50,9 +50,10 @@ typedef struct psi_kv {
     uint64_t signature;     /* of the arithmetic that computed them */
     bool has_hidden;        /* of its context there may be a hidden one */
     bool recompute_said;
-    bool is_hidden;     /* of a context of ours: never trimmed, and no pool (recompute.c) */
-    uint32_t head_dims; /* of a key's head; 0: no attention was seen yet */
-    psi_worth *worth;   /* NULL: nothing is known of the blocks' worth */
+    uint64_t no_room_us; /* when there was no room to compute it again; 0: there was */
+    bool is_hidden;      /* of a context of ours: never trimmed, and no pool (recompute.c) */
+    uint32_t head_dims;  /* of a key's head; 0: no attention was seen yet */
+    psi_worth *worth;    /* NULL: nothing is known of the blocks' worth */
     bool lost_said;
     uint64_t step_last;    /* last cell that the coming step writes (stream * cells + cell) */
     uint64_t last_written; /* the same of the last step that was computed */

@@ -17,6 +17,8 @@
  * long (psi_cells_difference, so as a square). */
 #define MOST_DIFFERENCE 0.02
 
+#define NO_ROOM_PAUSE_US 1000000u /* without room nothing is planned anew for so long */
+
 enum { SHORT_PIECE = 64 }; /* where the time is bounded */
 
 /* What is to come back, and what it may take. */
@@ -491,13 +493,28 @@ static bool can_recompute(psi_kv *const *kvs, uint32_t count) {
     return can;
 }
 
-/* True when nothing is left to do; what came back is added to *bytes. */
-static bool recompute(psi_kv *const *kvs, uint32_t count, const wish *w, uint64_t *bytes) {
+/* In one order, whoever asks: by this the hidden context knows its caches. */
+static void sort_kvs(psi_kv **sorted, psi_kv *const *kvs, uint32_t count) {
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t at = i;
+        for (; at > 0 && (uintptr_t)sorted[at - 1] > (uintptr_t)kvs[i]; at--) {
+            sorted[at] = sorted[at - 1];
+        }
+        sorted[at] = kvs[i];
+    }
+}
+
+/* What came back is added to *bytes. */
+static outcome recompute(psi_kv *const *unsorted, uint32_t count, const wish *w, uint64_t *bytes) {
     uint64_t began_us = psi_os_now_us(), before = *bytes;
     outcome result = DONE;
     psi_hidden *hidden = NULL;
-    psi_kv *of = NULL;
-    const void *context = kvs[0]->context;
+    psi_kv *of = NULL, *kvs[HIDDEN_MAX_KVS];
+    const void *context = unsorted[0]->context;
+    sort_kvs(kvs, unsorted, count);
+    if (began_us - kvs[0]->no_room_us < NO_ROOM_PAUSE_US) {
+        return NO_ROOM;
+    }
     while (result == DONE) {
         for (uint32_t i = 0; i < count; i++) {
             psi_pool_states(kvs[i]->pool, kvs[i]->states);
@@ -522,8 +539,9 @@ static bool recompute(psi_kv *const *kvs, uint32_t count, const wish *w, uint64_
     if (hidden != NULL && result != OUT_OF_TIME) {
         psi_hidden_free(context);
     }
+    kvs[0]->no_room_us = result == NO_ROOM ? began_us : 0;
     count_work(kvs, *bytes - before, began_us);
-    return result != OUT_OF_TIME && result != NO_ROOM;
+    return result;
 }
 
 /* Dropped blocks that the step would see, and whose tokens are known. */
@@ -562,13 +580,15 @@ void psi_recompute_at_safe_point(const psi_llama_step *step) {
     psi_cache *cache = step->kvs[0]->pool->cache;
     uint64_t bytes = 0;
     wish w = {.most_us = psi_cache_recompute_us(cache), .most_bytes = wanted, .only_seen = wanted != UINT64_MAX};
-    if (!lost || psi_cache_is_pressed(cache)) {
+    bool may = lost && !psi_cache_is_pressed(cache);
+    outcome result = OUT_OF_TIME;
+    if (!may) {
         let_go(step);
     } else if (wanted > 0) {
         step->kvs[0]->has_hidden = true;
+        result = recompute(step->kvs, step->kv_count, &w, &bytes);
     }
-    bool over =
-        !lost || (wanted > 0 && !psi_cache_is_pressed(cache) && recompute(step->kvs, step->kv_count, &w, &bytes));
+    bool over = !lost || result == DONE || result == FAILED;
     for (uint32_t i = 0; over && wanted > 0 && i < step->kv_count; i++) {
         psi_pool_end_recompute(step->kvs[i]->pool);
     }

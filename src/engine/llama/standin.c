@@ -133,9 +133,7 @@ void ggml_backend_buffer_free(void *buffer) {
         abi->buffer_free(buffer);
     }
     if (kv != NULL) {
-        if (!kv->is_hidden) {
-            psi_hidden_forget_context(kv->context);
-        }
+        psi_hidden_forget_kv(kv);
         psi_kv_destroy(kv);
     }
 }
