@@ -82,7 +82,7 @@ static void note(fake *f, int rows) {
     f->write = (tensor){.op = SET_ROWS, .src = {&f->rope, &f->indices}, .flags = f->write.flags};
     f->step = (psi_llama_step){.write_count = 1, .mask_count = 1};
     f->step.writes[0] = (step_write){&f->kv, &f->indices};
-    f->step.masks[0] = (step_mask){&f->mask, &f->kv, 0};
+    f->step.masks[0] = (step_mask){.mask = &f->mask, .kv = &f->kv};
     const tensor *nodes[] = {&f->look_up, &f->layer, &f->rope, &f->write};
     for (size_t i = 0; i < sizeof(nodes) / sizeof(nodes[0]); i++) {
         psi_tokens_see_node(&f->step.tokens, &f->abi, nodes[i]);

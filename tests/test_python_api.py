@@ -152,6 +152,10 @@ STUB = """
 static int refuse_above = 1 << 30;
 static double the_high;
 int psi_llama_refuses(const void *context, int tokens) { (void)context; return tokens > refuse_above; }
+void psi_llama_note_context(const void *context, void *model, const void *params, size_t bytes) {
+    (void)context; (void)model; (void)params; (void)bytes;
+}
+unsigned long long psi_llama_recompute(const void *context) { (void)context; return 0; }
 void stub_refuse_above(int tokens) { refuse_above = tokens; }
 struct batch { int n_tokens; void *a, *b, *c, *d, *e; signed char *logits; };
 int stub_decode(void *context, struct batch batch) { return context ? 100 + batch.n_tokens + batch.logits[0] : -1; }
