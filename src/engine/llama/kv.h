@@ -8,6 +8,8 @@
 
 enum { KV_MAX_TENSORS = 512 }; /* two a layer; the deepest models have 126 layers */
 
+enum { KV_LAST_CELLS = 8 };
+
 typedef struct kv_tensor {
     tensor *t;
     unsigned char *data;
@@ -46,6 +48,8 @@ typedef struct psi_kv {
     /* A copy of one stream to another, tensor by tensor: which streams, and which tensors are copied. */
     uint32_t copy_from, copy_to;
     unsigned char copied[KV_MAX_TENSORS];
+    uint64_t last_cells[KV_LAST_CELLS]; /* written last, in the order of a step's tokens: a ring */
+    uint32_t noted;                     /* cells in all; the next one's place in it */
 } psi_kv;
 
 /* Of `has` and `lost`. */
