@@ -24,15 +24,15 @@ POLICIES = ("fifo", "lru", "attention", "keys", "auto")
 EVICTED = (0.25, 0.5, 0.75, 0.9)
 WITH_RECALL = ("fifo", "auto")  # where the others start from matters little once blocks come back
 BATCH_TOKENS = 512
-CONTINUED_TOKENS, CONTINUED_BATCH = 256, 32
+CONTINUED_TOKENS, CONTINUED_BATCH = 128, 32
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--length", type=int, default=4096, help="tokens of a document (default 4096)")
     parser.add_argument("--trials", type=int, default=50)
-    parser.add_argument("--tasks", nargs="+", default=[*tasks.TASKS, "continuation"],
-                        choices=[*tasks.TASKS, "continuation"], metavar="TASK")
+    parser.add_argument("--tasks", nargs="+", default=tasks.TASKS, metavar="TASK",
+                        help=f"of {', '.join(tasks.TASKS)}; A+B: both in one document, which is read once")
     parser.add_argument("--policies", nargs="+", default=POLICIES, choices=POLICIES, metavar="POLICY")
     parser.add_argument("--evicted", nargs="+", type=float, default=EVICTED, metavar="SHARE")
     parser.add_argument("--order", nargs="+", default=("unseen", "seen"), choices=("unseen", "seen"),
@@ -41,8 +41,16 @@ def arguments():
     parser.add_argument("--model", help="another model; its results go to files of its own")
     parser.add_argument("--block-cells", type=int, help="cells of a block; its results go to a file of its own")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--part", nargs=2, type=int, default=(0, 1), metavar=("K", "N"),
+                        help="only each N-th trial, from the K-th on: one process of one thread for each processor "
+                             "is quicker than one process with all of them")
     parser.add_argument("--report", action="store_true", help="only print what is there")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.documents = [tuple(group.split("+")) for group in options.tasks]
+    odd = {task for names in options.documents for task in names} - set(tasks.TASKS)
+    if odd:
+        parser.error(f"no task {', '.join(sorted(odd))}: choose of {', '.join(tasks.TASKS)}")
+    return options
 
 
 # ---- The engine ------------------------------------------------------------------------------------------
@@ -85,14 +93,14 @@ class Engine:
             made += piece.raw[:count]
         return made.decode(errors="replace")
 
-    def decode(self, tokens, position, all_logits=False):
+    def decode(self, tokens, position, all_logits=False, last_logits=True):
         for begin in range(0, len(tokens), BATCH_TOKENS):
             part = tokens[begin:begin + BATCH_TOKENS]
             self.batch.n_tokens = len(part)
             for i, token in enumerate(part):
                 self.batch.token[i], self.batch.pos[i] = token, position + begin + i
                 self.batch.n_seq_id[i], self.batch.seq_id[i][0] = 1, 0
-                self.batch.logits[i] = all_logits or i == len(part) - 1
+                self.batch.logits[i] = all_logits or (last_logits and i == len(part) - 1)
             result = self.api.llama_decode(self.context, self.batch)
             if result != 0:
                 raise RuntimeError(f"llama_decode returned {result}")
@@ -107,15 +115,21 @@ class Engine:
     def clear(self):
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
 
-    def generate(self, position, count):
-        """Greedy, from the logits that are there; the tokens are taken back."""
+    def generate(self, position, count, is_right):
+        """Greedy, from the logits that are there, until it is right, or of `count` tokens; they are taken back."""
         made = []
         for i in range(count):
             made.append(int(self.logits().argmax()))
-            if i + 1 < count:
-                self.decode(made[-1:], position + i)
+            if i + 1 == count or is_right(self.text(made)):
+                break
+            self.decode(made[-1:], position + i)
         self.forget_from(position)
         return self.text(made)
+
+    def score(self, position, task, answers):
+        """Of the answer to the question that was just read."""
+        made = self.generate(position, tasks.ANSWER_TOKENS[task], lambda text: tasks.score(text, answers) == 1)
+        return tasks.score(made, answers)
 
 
 # ---- A trial ---------------------------------------------------------------------------------------------
@@ -144,7 +158,7 @@ class Evicted:
         self.engine.forget_from(end)
         self.engine.psi.set_option("recall", "off")  # and what was wanted is forgotten
         self.engine.psi.restore()
-        self.engine.decode(self.document[-1:], end)  # the safe point
+        self.engine.decode(self.document[-1:], end, last_logits=False)  # the safe point
         self.engine.forget_from(end)
         if self.engine.psi.stats()["stored_bytes"] != 0:
             raise RuntimeError("the cache did not come back whole")
@@ -161,17 +175,17 @@ def key(order, policy, recall, share):
     return f"{order} {policy} {recall} {share:g}"
 
 
-def ask_unseen(engine, options, document, question, count, results, answers):
+def ask_unseen(engine, options, task, document, question, answers, results):
     for policy, recall, share in cells(options):
         set_options(engine, policy=policy, recall=recall)
         with Evicted(engine, document, share) as evicted:
             engine.decode(question, len(document))
             evicted.check()
-            answer = engine.generate(len(document) + len(question), count)
-        results[key("unseen", policy, recall, share)] = tasks.score(answer, answers)
+            score = engine.score(len(document) + len(question), task, answers)
+        results[key("unseen", policy, recall, share)] = score
 
 
-def ask_seen(engine, options, document, question, count, results, answers):
+def ask_seen(engine, options, task, document, question, answers, results):
     """The question is read with the whole cache, listened to; its last token is read again after the trim."""
     set_options(engine, policy="auto", recall="off", score_share=0.01)
     engine.decode(question, len(document))
@@ -184,8 +198,8 @@ def ask_seen(engine, options, document, question, count, results, answers):
         with Evicted(engine, whole, share) as evicted:
             engine.decode(question[-1:], end - 1)
             evicted.check()
-            answer = engine.generate(end, count)
-        results[key("seen", policy, recall, share)] = tasks.score(answer, answers)
+            score = engine.score(end, task, answers)
+        results[key("seen", policy, recall, share)] = score
 
 
 def read(engine, document):
@@ -196,46 +210,46 @@ def read(engine, document):
     set_options(engine, score_share=0)
 
 
-def answer_trial(engine, options, task, seed):
-    document, question, answers = tasks.document(engine.tokenize, task, seed, options.length)
-    count, results = tasks.ANSWER_TOKENS[task], {}
-    read(engine, document)
+def ask(engine, options, task, document, question, answers):
+    results = {}
+    engine.forget_from(len(document))
     engine.decode(question, len(document))
-    whole = tasks.score(engine.generate(len(document) + len(question), count), answers)
+    whole = engine.score(len(document) + len(question), task, answers)
     engine.forget_from(len(document))
     if "unseen" in options.order:
-        ask_unseen(engine, options, document, question, count, results, answers)
+        ask_unseen(engine, options, task, document, question, answers, results)
     if "seen" in options.order:
-        ask_seen(engine, options, document, question, count, results, answers)
+        ask_seen(engine, options, task, document, question, answers, results)
     return whole, results
 
 
 def log_likelihood(engine, before, text):
     """Mean over the text's tokens, each given all before it. The first is judged by the logits that are there."""
     import numpy
-    total, previous = 0.0, engine.logits().astype(numpy.float64)
+
+    def judge(row, token):
+        most = row.max()
+        return float(row[token] - most) - math.log(numpy.exp(row - most).sum(dtype=numpy.float64))
+
+    total, previous = 0.0, engine.logits().copy()
     for begin in range(0, len(text), CONTINUED_BATCH):
         part = text[begin:begin + CONTINUED_BATCH]
-        rows = [previous]
         engine.decode(part, before + begin, all_logits=True)
-        rows += [engine.logits(i).astype(numpy.float64) for i in range(len(part))]
-        previous = rows.pop()
-        for row, token in zip(rows, part):
-            most = row.max()
-            total += row[token] - most - math.log(numpy.exp(row - most).sum())
+        total += judge(previous, part[0])
+        total += sum(judge(engine.logits(i), token) for i, token in enumerate(part[1:]))
+        previous = engine.logits(len(part) - 1).copy()
     return total / len(text)
 
 
-def continuation_trial(engine, options, seed):
-    document, text = tasks.continuation(engine.tokenize, seed, options.length, CONTINUED_TOKENS)
-    begin, results = document[-1:], {}
-    document = document[:-1]
-    read(engine, document)
+def judge_continuation(engine, options, document, text):
+    """The document's last token is read again after each trim: its logits judge the text's first."""
+    begin, document, results = document[-1:], document[:-1], {}
 
     def judged():
         engine.decode(begin, len(document))
         return log_likelihood(engine, len(document) + 1, text)
 
+    engine.forget_from(len(document))
     whole = judged()
     engine.forget_from(len(document))
     for policy, recall, share in cells(options):
@@ -243,6 +257,18 @@ def continuation_trial(engine, options, seed):
         with Evicted(engine, document, share):
             results[key("unseen", policy, recall, share)] = judged()
     return whole, results
+
+
+def trials_of(engine, options, names, seed):
+    """One document for all named tasks; yields (task, whole, results)."""
+    document, asked, text = tasks.document(engine.tokenize, names, seed, options.length, CONTINUED_TOKENS)
+    read(engine, document)
+    questions = iter(asked)
+    for task in names:
+        if task == "continuation":
+            yield (task, *judge_continuation(engine, options, document, text))
+        else:
+            yield (task, *ask(engine, options, task, document, *next(questions)))
 
 
 # ---- Results ---------------------------------------------------------------------------------------------
@@ -267,10 +293,11 @@ def wanted_keys(options, task):
     return {key(order, *cell) for order in orders for cell in cells(options)}
 
 
-def is_done(trials, options, task, seed):
+def is_done(trials, options, task, names, seed):
     done = set()
     for trial in trials:
-        if trial["task"] == task and trial["seed"] == seed and trial["text"] == tasks.MANUAL_SHA256:
+        if (trial["task"], trial["document"], trial["seed"]) == (task, "+".join(names), seed) \
+                and trial["text"] == tasks.MANUAL_SHA256:
             done |= set(trial["cells"])
     return wanted_keys(options, task) <= done
 
@@ -278,19 +305,17 @@ def is_done(trials, options, task, seed):
 def run(options):
     os.makedirs(BUILD, exist_ok=True)
     trials = load(options)
-    left = [(task, seed) for seed in range(options.trials) for task in options.tasks
-            if not is_done(trials, options, task, seed)]
+    part, parts = options.part
+    left = [(names, seed) for seed in range(part, options.trials, parts) for names in options.documents
+            if not all(is_done(trials, options, task, names, seed) for task in names)]
     engine = Engine(options) if left else None
-    for at, (task, seed) in enumerate(left):
-        if task == "continuation":
-            whole, results = continuation_trial(engine, options, seed)
-        else:
-            whole, results = answer_trial(engine, options, task, seed)
-        trial = {"task": task, "seed": seed, "whole": whole, "cells": results, "text": tasks.MANUAL_SHA256,
-                 "python": platform.python_version()}
-        with open(results_path(options), "a", encoding="utf-8") as file:
-            file.write(json.dumps(trial) + "\n")
-        print(f"{at + 1}/{len(left)} {task} {seed}: whole {whole:.3g}", file=sys.stderr, flush=True)
+    for at, (names, seed) in enumerate(left):
+        for task, whole, results in trials_of(engine, options, names, seed):
+            trial = {"task": task, "document": "+".join(names), "seed": seed, "whole": whole, "cells": results,
+                     "text": tasks.MANUAL_SHA256, "python": platform.python_version()}
+            with open(results_path(options), "a", encoding="utf-8") as file:
+                file.write(json.dumps(trial) + "\n")
+            print(f"{at + 1}/{len(left)} {task} {seed}: whole {whole:.3g}", file=sys.stderr, flush=True)
 
 
 # ---- The table -------------------------------------------------------------------------------------------
@@ -315,7 +340,7 @@ def pairs_of(trials, task, cell):
 def print_table(trials, options):
     print(f"{platform.machine()}, {os.cpu_count()} CPUs; documents of {options.length} tokens; share of the whole "
           "cache's score [95 % interval]")
-    for task in options.tasks:
+    for task in tasks.TASKS:
         first = next((t for t in trials if t["task"] == task), None)
         if first is None:
             continue

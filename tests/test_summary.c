@@ -172,6 +172,61 @@ static void a_block_s_score_is_that_of_its_four_cells_that_differ_most(void **st
     near_enough((double)psi_keys_score(few, 2), 1.5, 1e-6);
 }
 
+/* An engine whose keys or queries overflowed: what is not a number says nothing, and spoils nothing else. */
+static void what_is_not_a_number_does_not_spread(void **state) {
+    (void)state;
+    float logits[] = {NAN, 1, 1, -HUGE_VALF}, none[] = {NAN, NAN}, most[] = {HUGE_VALF, 1};
+    psi_softmax(logits, 4);
+    assert_true(logits[0] == 0 && logits[3] == 0);
+    near_enough((double)logits[1], 0.5, 1e-6);
+    psi_softmax(none, 2);
+    assert_true(none[0] == 0 && none[1] == 0);
+    psi_softmax(most, 2);
+    assert_true(most[0] >= 0 && most[1] >= 0);
+    const float bad[] = {NAN, HUGE_VALF, -HUGE_VALF, 3e38f};
+    for (size_t kind = 0; kind < sizeof(bad) / sizeof(bad[0]); kind++) {
+        float rows[CELLS * DIMS], around[DIMS] = {0}, query[DIMS], difference[CELLS];
+        int8_t means[PSI_SUMMARY_RUNS * DIMS];
+        float scales[PSI_SUMMARY_RUNS];
+        psi_summary summary = {means, scales};
+        for (size_t i = 0; i < CELLS * DIMS; i++) {
+            rows[i] = 1;
+        }
+        for (size_t i = 0; i < DIMS; i++) {
+            query[i] = 0.01f;
+        }
+        rows[13 * DIMS + 5] = rows[13 * DIMS + 6] = bad[kind];
+        psi_summary_make(&summary, rows, CELLS, DIMS);
+        for (uint32_t run = 0; run < PSI_SUMMARY_RUNS; run++) {
+            assert_true(isfinite(scales[run]));
+        }
+        psi_summary_add(&summary, DIMS, around);
+        assert_true(isfinite(psi_summary_logit(&summary, DIMS, 0, query, DIMS)));
+        assert_true(isfinite(psi_keys_difference(difference, rows, CELLS, around, 2, DIMS / 2)));
+        for (size_t c = 0; c < CELLS; c++) {
+            assert_true(difference[c] >= -0.01f && difference[c] <= 2.01f);
+        }
+        assert_true(isfinite(psi_keys_score(difference, CELLS)));
+    }
+}
+
+static void keys_next_to_nothing_are_summed_up_without_overflow(void **state) {
+    (void)state;
+    float rows[DIMS], sum[DIMS];
+    int8_t means[PSI_SUMMARY_RUNS * DIMS];
+    float scales[PSI_SUMMARY_RUNS];
+    psi_summary summary = {means, scales};
+    for (float value = 1e-45f; value < 1e-36f; value *= 1.7f) {
+        for (size_t i = 0; i < DIMS; i++) {
+            rows[i] = value;
+            sum[i] = 0;
+        }
+        psi_summary_make(&summary, rows, 1, DIMS);
+        psi_summary_add(&summary, DIMS, sum);
+        assert_true(sum[3] >= 0 && sum[3] <= 1.1f * value);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(products_are_those_of_a_plain_loop_at_any_length),
@@ -181,6 +236,8 @@ int main(void) {
         cmocka_unit_test(what_is_not_seen_has_no_share),
         cmocka_unit_test(a_summary_finds_what_its_keys_would),
         cmocka_unit_test(fewer_cells_than_runs_and_keys_of_zero_are_summed_up_too),
+        cmocka_unit_test(what_is_not_a_number_does_not_spread),
+        cmocka_unit_test(keys_next_to_nothing_are_summed_up_without_overflow),
         cmocka_unit_test(a_key_unlike_its_surroundings_differs_most),
         cmocka_unit_test(a_block_s_score_is_that_of_its_four_cells_that_differ_most),
     };

@@ -1,6 +1,7 @@
 /* summary.c - see summary.h. */
 #include "policy/summary.h"
 
+#include <float.h>
 #include <math.h>
 
 #include "policy/vector.h"
@@ -9,7 +10,8 @@ enum { TOP_CELLS = 4, CHUNK = 64 };
 
 static float absolute(float x) { return x < 0 ? -x : x; }
 
-/* Mean over rows [first, last) of up to CHUNK dimensions from `dim` on. */
+/* Mean over rows [first, last) of up to CHUNK dimensions from `dim` on; 0 where it is not a number: keys that
+ * overflowed say nothing, and must not spoil what their neighbours say. */
 static void mean_of(float mean[CHUNK], const float *rows, uint32_t first, uint32_t last, uint32_t dims, uint32_t dim) {
     uint32_t count = dims - dim < CHUNK ? dims - dim : CHUNK;
     float part = 1 / (float)(last - first);
@@ -21,6 +23,9 @@ static void mean_of(float mean[CHUNK], const float *rows, uint32_t first, uint32
         for (uint32_t i = 0; i < count; i++) {
             mean[i] += part * row[i];
         }
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        mean[i] = absolute(mean[i]) <= FLT_MAX ? mean[i] : 0;
     }
 }
 
@@ -34,11 +39,11 @@ static void make_run(int8_t *means, float *scale, const float *rows, uint32_t fi
             most = absolute(mean[i]) > most ? absolute(mean[i]) : most;
         }
     }
-    *scale = most / 127;
+    *scale = most / 127 >= FLT_MIN ? most / 127 : 0; /* below, the quotient would be too coarse for 8 bits */
     for (uint32_t dim = 0; dim < dims; dim += CHUNK) {
         mean_of(mean, rows, first, last, dims, dim);
         for (uint32_t i = 0; i < CHUNK && dim + i < dims; i++) {
-            means[dim + i] = most > 0 ? rounded(mean[i] / *scale) : 0;
+            means[dim + i] = *scale > 0 ? rounded(mean[i] / *scale) : 0;
         }
     }
 }
@@ -78,7 +83,7 @@ static void add_head(float *difference, const float *rows, uint32_t cells, const
     for (uint32_t c = 0; c < cells; c++) {
         const float *key = rows + (uint64_t)c * heads * head_dims;
         float product = __builtin_sqrtf(psi_dot(key, key, head_dims)) * length;
-        float cosine = product > 0 ? psi_dot(key, around, head_dims) / product : 0;
+        float cosine = product > 0 && product <= FLT_MAX ? psi_dot(key, around, head_dims) / product : 0;
         difference[c] += (1 - cosine) / (float)heads;
     }
 }

@@ -79,20 +79,32 @@ static int read_record(psi_pool *pool, uint32_t slot) {
     return error;
 }
 
-int psi_block_bring_back(psi_pool *pool, uint32_t block) {
-    psi_block *b = &pool->block[block];
-    if (b->state != PSI_BLOCK_STORED) {
-        return b->state == PSI_BLOCK_DROPPED ? -ENOENT : 0;
-    }
+const unsigned char *psi_block_read(psi_pool *pool, uint32_t block) {
     const unsigned char *record = psi_fetch_record(pool, block);
-    int error = record == NULL ? read_record(pool, b->slot) : 0;
+    int error = record == NULL ? read_record(pool, pool->block[block].slot) : 0;
     if (error != 0) {
         say_read_error(pool, block, error);
         psi_block_move(pool, block, PSI_BLOCK_DROPPED);
-        return -EIO;
+        return NULL;
     }
-    psi_layout_scatter(pool, block, record != NULL ? record : pool->record);
+    return record != NULL ? record : pool->record;
+}
+
+void psi_block_fill(psi_pool *pool, uint32_t block, const unsigned char *record) {
+    psi_layout_scatter(pool, block, record);
     psi_block_move(pool, block, PSI_BLOCK_RESIDENT); /* keeps its slot: it is clean, and goes again for free */
     pool->restored_bytes += psi_layout_block_bytes(pool, block);
+}
+
+int psi_block_bring_back(psi_pool *pool, uint32_t block) {
+    const psi_block *b = &pool->block[block];
+    if (b->state != PSI_BLOCK_STORED) {
+        return b->state == PSI_BLOCK_DROPPED ? -ENOENT : 0;
+    }
+    const unsigned char *record = psi_block_read(pool, block);
+    if (record == NULL) {
+        return -EIO;
+    }
+    psi_block_fill(pool, block, record);
     return 0;
 }

@@ -187,6 +187,14 @@ uint64_t psi_cache_take_room(psi_cache *cache, uint64_t want_bytes) {
     return taken;
 }
 
+bool psi_cache_take_whole_room(psi_cache *cache, uint64_t want_bytes) {
+    uint64_t room = atomic_load(&cache->room_bytes);
+    while (room != UINT64_MAX && room >= want_bytes &&
+           !atomic_compare_exchange_weak(&cache->room_bytes, &room, room - want_bytes)) {
+    }
+    return room >= want_bytes;
+}
+
 void psi_cache_wake_writer(psi_cache *cache) {
     uint64_t until_us = psi_os_now_us() + WRITE_FOR_RECALL_US, before_us = atomic_load(&cache->write_until_us);
     if (before_us < until_us) {
@@ -221,6 +229,7 @@ int psi_cache_open_store(psi_cache *cache, psi_pool *pool) {
 
 void psi_cache_add_pool(psi_cache *cache, psi_pool *pool) {
     pthread_mutex_lock(&cache->lock);
+    atomic_store(&pool->policy, cache->settings.policy);
     pool->next = cache->pools;
     cache->pools = pool;
     pthread_mutex_unlock(&cache->lock);

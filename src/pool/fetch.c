@@ -22,7 +22,10 @@ static bool is_asked(const psi_pool *pool, uint32_t block) {
 }
 
 bool psi_fetch_ask(psi_pool *pool, uint32_t block) {
-    psi_fetch *fetch = is_asked(pool, block) ? NULL : find(pool, PSI_FETCH_FREE);
+    if (is_asked(pool, block)) {
+        return true;
+    }
+    psi_fetch *fetch = find(pool, PSI_FETCH_FREE);
     if (fetch == NULL) {
         return false;
     }

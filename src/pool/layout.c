@@ -72,22 +72,49 @@ typedef struct psi_gap {
     uint32_t first, last, releasing_first, releasing_last;
 } psi_gap;
 
+/* Pages of one column that touch the releasing ones and hold nothing but the gap's: [*from, *to), or none. */
+static bool pages_of(const psi_pool *pool, const psi_plane *plane, size_t c, const psi_gap *gap, uintptr_t *from,
+                     uintptr_t *to) {
+    uintptr_t column = (uintptr_t)column_at(plane, c);
+    uintptr_t gap_from = page_up(pool, column + gap->first * plane->block_bytes);
+    uintptr_t gap_to = page_down(pool, column + gap->last * plane->block_bytes + piece_bytes(plane, gap->last));
+    *from = page_down(pool, column + gap->releasing_first * plane->block_bytes);
+    *to = page_up(pool,
+                  column + gap->releasing_last * plane->block_bytes + piece_bytes(plane, gap->releasing_last));
+    *from = *from > gap_from ? *from : gap_from;
+    *to = *to < gap_to ? *to : gap_to;
+    return *from < *to;
+}
+
 static uint64_t give_back_gap(psi_pool *pool, const psi_plane *planes, const psi_gap *gap) {
     uint64_t bytes = 0;
+    uintptr_t from = 0, to = 0;
     for (uint32_t p = 0; p < pool->planes_per_lane; p++) {
-        const psi_plane *plane = &planes[p];
-        for (size_t c = 0; c < plane->columns; c++) {
-            uintptr_t column = (uintptr_t)column_at(plane, c);
-            uintptr_t gap_from = page_up(pool, column + gap->first * plane->block_bytes);
-            uintptr_t gap_to = page_down(pool, column + gap->last * plane->block_bytes + piece_bytes(plane, gap->last));
-            uintptr_t from = page_down(pool, column + gap->releasing_first * plane->block_bytes);
-            uintptr_t to = page_up(pool, column + gap->releasing_last * plane->block_bytes +
-                                             piece_bytes(plane, gap->releasing_last));
-            from = from > gap_from ? from : gap_from;
-            to = to < gap_to ? to : gap_to;
-            if (from < to && psi_os_give_back((void *)from, to - from) == 0) {
+        for (size_t c = 0; c < planes[p].columns; c++) {
+            if (pages_of(pool, &planes[p], c, gap, &from, &to) && psi_os_give_back((void *)from, to - from) == 0) {
                 bytes += to - from;
             }
+        }
+    }
+    return bytes;
+}
+
+uint64_t psi_layout_own_bytes(const psi_pool *pool, uint32_t block) {
+    uint32_t at = block % pool->lane_blocks;
+    const psi_block *lane = &pool->block[block - at];
+    const psi_plane *planes = lane_planes(pool, lane_of(pool, block));
+    psi_gap gap = {.first = at, .last = at, .releasing_first = at, .releasing_last = at};
+    uint64_t bytes = 0;
+    uintptr_t from = 0, to = 0;
+    while (gap.first > 0 && lane[gap.first - 1].state != PSI_BLOCK_RESIDENT) {
+        gap.first--;
+    }
+    while (gap.last + 1 < pool->lane_blocks && lane[gap.last + 1].state != PSI_BLOCK_RESIDENT) {
+        gap.last++;
+    }
+    for (uint32_t p = 0; p < pool->planes_per_lane; p++) {
+        for (size_t c = 0; c < planes[p].columns; c++) {
+            bytes += pages_of(pool, &planes[p], c, &gap, &from, &to) ? to - from : 0;
         }
     }
     return bytes;

@@ -66,8 +66,6 @@ bool psi_cache_recalls(const psi_cache *cache) { return atomic_load(&cache->reca
 
 bool psi_cache_is_uneasy(const psi_cache *cache) { return atomic_load(&cache->uneasy); }
 
-const psi_policy *psi_cache_policy(const psi_cache *cache) { return cache->settings.policy; }
-
 double psi_cache_score_share(const psi_cache *cache) { return atomic_load(&cache->score_share); }
 
 double psi_cache_recall_share(const psi_cache *cache) { return atomic_load(&cache->recall_share); }

@@ -89,7 +89,7 @@ static psi_pool *make(psi_cache *cache, const psi_pool_options *options, uint32_
     pool->keep_newest = options->keep_newest != 0 ? options->keep_newest : 2;
     pool->moved = options->moved;
     pool->moved_user = options->moved_user;
-    atomic_init(&pool->policy, psi_cache_policy(cache));
+    atomic_init(&pool->policy, psi_policy_find(NULL)); /* the cache's is set when the pool joins it */
     pool->planes = calloc((size_t)lanes * planes_per_lane, sizeof(*pool->planes));
     pool->block = calloc(pool->blocks, sizeof(*pool->block));
     pool->candidates = calloc(pool->blocks, sizeof(*pool->candidates));
@@ -226,7 +226,7 @@ static int write_block(psi_pool *pool, psi_block_id block) {
     if (b->state != PSI_BLOCK_RESIDENT) {
         psi_block_move(pool, block, PSI_BLOCK_RESIDENT);
     }
-    b->keys = PSI_SCORE_UNKNOWN;    /* until it is full again */
+    b->keys = b->want = PSI_SCORE_UNKNOWN; /* until it is full again */
     if (b->slot != PSI_SLOT_NONE) { /* the store's copy is about to be wrong */
         psi_store_free(pool->store, b->slot);
         b->slot = PSI_SLOT_NONE;

@@ -26,7 +26,8 @@ typedef struct psi_block {
     uint64_t fresh;   /* number of the step before which it became RESIDENT from EMPTY */
     float attention;  /* psi_block_score's, fading; PSI_SCORE_UNKNOWN */
     float keys;       /* the same of its keys */
-    float want;       /* how much the queries of late wanted it, resident or not, fading; 0 */
+    float want;       /* how much the queries of late wanted it, resident or not, fading; PSI_SCORE_UNKNOWN */
+    bool leaving;     /* a recall would take it: the writer writes it first */
 } psi_block;
 
 /* A hidden block's bytes on their way from the store: asked for by the engine's thread, read by the writer's. */
@@ -114,10 +115,17 @@ void psi_layout_scatter(psi_pool *pool, uint32_t block, const unsigned char *rec
 /* Gives back every page on which nothing but blocks out of memory lie, next to blocks marked `releasing`, and
  * takes the marks off. Bytes that went to the system. */
 uint64_t psi_layout_give_back(psi_pool *pool);
+/* Bytes of the pages on which nothing but the block and blocks out of memory lie: what its going returns, and what its
+ * coming takes. */
+uint64_t psi_layout_own_bytes(const psi_pool *pool, uint32_t block);
 
 /* blocks.c: the states; the one function that moves a block. */
 void psi_block_move(psi_pool *pool, uint32_t block, psi_block_state to);
 int psi_block_bring_back(psi_pool *pool, uint32_t block);
+/* The same in two: a STORED block's bytes, good until the next call that reads or writes the store, or NULL when they
+ * are lost (it is DROPPED then); and their way back into memory. */
+const unsigned char *psi_block_read(psi_pool *pool, uint32_t block);
+void psi_block_fill(psi_pool *pool, uint32_t block, const unsigned char *record);
 
 /* trim.c. Bytes given back, not below floor_bytes of resident ones; bytes restored. */
 uint64_t psi_trim(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, uint64_t floor_bytes);
@@ -138,7 +146,7 @@ void psi_recall_fetched(psi_pool *pool);
 /* Forgets what was wanted so far. Takes the pool's lock. */
 void psi_recall_forget(psi_pool *pool);
 
-/* fetch.c. Asks for a STORED block; false: it is asked for already, or too many are. */
+/* fetch.c. Asks for a STORED block, if it is not asked for already; false: too many are. */
 bool psi_fetch_ask(psi_pool *pool, uint32_t block);
 /* Reads one that was asked for; writer's thread, without the lock. False: there was none. */
 bool psi_fetch_one(psi_pool *pool);
@@ -148,9 +156,11 @@ bool psi_fetch_any_ready(psi_pool *pool);
 void psi_fetch_release(psi_pool *pool);
 void psi_fetch_close(psi_pool *pool);
 
-/* trim.c, for recall.c: true when the policy may take the block; takes it. */
+/* trim.c, for recall.c: true when a recall may take the block; has the store take its bytes (false: it cannot); then
+ * takes it. */
 bool psi_trim_may_take(const psi_pool *pool, uint32_t block);
-bool psi_trim_take(psi_pool *pool, uint32_t block);
+bool psi_trim_make_clean(psi_pool *pool, uint32_t block);
+void psi_trim_take(psi_pool *pool, uint32_t block);
 
 /* clean.c: writes the block that would go next to the store, so that giving it up costs no write. Watcher's thread,
  * without the pool's lock, which is held for the copying only. Bytes written; 0 when there is nothing to write; a
@@ -169,12 +179,13 @@ bool psi_cache_refuses(const psi_cache *cache);
 /* Takes up to want_bytes of the room that may be filled again before the next reading: half of what is free, for all
  * pools together, so that no step ends the process by what it names. */
 uint64_t psi_cache_take_room(psi_cache *cache, uint64_t want_bytes);
+/* All of it or nothing. */
+bool psi_cache_take_whole_room(psi_cache *cache, uint64_t want_bytes);
 /* Has the watcher read anew, at once; the engine's thread, between two portions that it takes. */
 void psi_cache_look_again(psi_cache *cache);
 /* Has the writer read what was asked for. */
 void psi_cache_wake_writer(psi_cache *cache);
 bool psi_cache_is_pressed(const psi_cache *cache);
-const psi_policy *psi_cache_policy(const psi_cache *cache);
 bool psi_cache_recalls(const psi_cache *cache);
 double psi_cache_score_share(const psi_cache *cache);
 double psi_cache_recall_share(const psi_cache *cache);

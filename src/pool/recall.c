@@ -45,7 +45,8 @@ static sides collect(psi_pool *pool, bool in_background) {
     }
     s.resident = pool->candidates + s.hidden_count;
     for (uint32_t i = 0; i < pool->blocks && s.hidden_count > 0; i++) {
-        if (psi_trim_may_take(pool, i) && (!in_background || pool->block[i].slot != PSI_SLOT_NONE)) {
+        bool known = pool->block[i].want >= 0; /* what is not known is not guessed: it stays */
+        if (known && psi_trim_may_take(pool, i) && (!in_background || pool->block[i].slot != PSI_SLOT_NONE)) {
             s.resident[s.resident_count++] = (psi_candidate){.block = i, .age = i, .worth = (double)want_of(pool, i)};
         }
     }
@@ -59,18 +60,34 @@ static bool is_worth_it(const psi_candidate *hidden, const psi_candidate *reside
     return want >= (double)WANT_LEAST && want >= (double)WANT_TIMES * resident->worth;
 }
 
-/* For most_us at most. Blocks that came back. */
+/* Where blocks share pages, one may need more of them than the other gives back. */
+static bool has_room(psi_pool *pool, uint32_t in, uint32_t out) {
+    uint64_t taken = psi_layout_own_bytes(pool, in), returned = psi_layout_own_bytes(pool, out);
+    return taken <= returned || psi_cache_take_whole_room(pool->cache, taken - returned);
+}
+
+/* What goes is written and what comes is read before anything moves: where the store fails, nothing went for it. */
+static bool exchange_two(psi_pool *pool, uint32_t in, uint32_t out) {
+    const unsigned char *record = psi_trim_make_clean(pool, out) ? psi_block_read(pool, in) : NULL;
+    if (record != NULL) {
+        psi_trim_take(pool, out);
+        psi_block_fill(pool, in, record);
+    }
+    return record != NULL;
+}
+
+/* For most_us at most, and until the store fails. Blocks that came back. */
 static uint32_t exchange(psi_pool *pool, sides s, uint64_t most_us) {
     uint64_t began_us = psi_os_now_us();
     uint32_t came = 0;
-    while (s.hidden_count > 0 && s.resident_count > 0 && is_worth_it(s.hidden, s.resident) &&
+    bool good = true;
+    while (good && s.hidden_count > 0 && s.resident_count > 0 && is_worth_it(s.hidden, s.resident) &&
            psi_os_now_us() - began_us < most_us) {
         uint32_t in = psi_policy_pop(s.hidden, &s.hidden_count).block;
-        uint32_t out = psi_policy_pop(s.resident, &s.resident_count).block;
-        if (!psi_trim_take(pool, out)) {
-            break; /* the store cannot take it */
+        if (has_room(pool, in, s.resident->block)) {
+            good = exchange_two(pool, in, psi_policy_pop(s.resident, &s.resident_count).block);
+            came += good;
         }
-        came += psi_block_bring_back(pool, in) == 0;
     }
     pool->recalls += came > 0;
     pool->recalled_bytes += (uint64_t)came * pool->block_total_bytes;
@@ -85,18 +102,35 @@ void psi_recall_fetched(psi_pool *pool) {
     }
 }
 
+/* The writer writes these before others. */
+static void mark_leaving(psi_pool *pool, const uint32_t *blocks, uint32_t count) {
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < pool->blocks; i++) {
+        pool->block[i].leaving = false;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        bool unwritten = pool->block[blocks[i]].slot == PSI_SLOT_NONE;
+        pool->block[blocks[i]].leaving = unwritten;
+        bytes += unwritten ? pool->record_bytes : 0;
+    }
+    if (atomic_load(&pool->want_write_bytes) < bytes) {
+        atomic_store(&pool->want_write_bytes, bytes);
+    }
+}
+
 /* Has read what would come, and written what would go for it, without waiting for either. */
 static void fetch_wanted(psi_pool *pool) {
     sides s = collect(pool, false);
-    if (s.hidden_count > 0 && atomic_load(&pool->want_write_bytes) == 0) {
-        atomic_store(&pool->want_write_bytes, PSI_FETCH_BLOCKS * (uint64_t)pool->record_bytes);
-    }
+    uint32_t leaving[PSI_FETCH_BLOCKS], count = 0;
     bool asked = true;
-    while (asked && s.hidden_count > 0 && s.resident_count > 0 && is_worth_it(s.hidden, s.resident)) {
-        (void)psi_policy_pop(s.resident, &s.resident_count);
+    while (asked && count < PSI_FETCH_BLOCKS && s.hidden_count > 0 && s.resident_count > 0 &&
+           is_worth_it(s.hidden, s.resident)) {
         asked = psi_fetch_ask(pool, psi_policy_pop(s.hidden, &s.hidden_count).block);
+        leaving[count] = psi_policy_pop(s.resident, &s.resident_count).block;
+        count += asked;
     }
-    if (atomic_load(&pool->wants_fetch)) {
+    mark_leaving(pool, leaving, count);
+    if (count > 0) {
         psi_cache_wake_writer(pool->cache);
     }
 }
@@ -129,7 +163,7 @@ int psi_pool_recall(psi_pool *pool, const float *wants, uint64_t most_us) {
 void psi_recall_forget(psi_pool *pool) {
     pthread_mutex_lock(&pool->lock);
     for (uint32_t i = 0; i < pool->blocks; i++) {
-        pool->block[i].want = 0;
+        pool->block[i].want = PSI_SCORE_UNKNOWN;
     }
     pthread_mutex_unlock(&pool->lock);
 }

@@ -14,8 +14,8 @@
 #define ATTENTION_OF_NEIGHBOUR 0.5f
 
 void psi_score_forget(psi_block *b) {
-    b->attention = b->keys = PSI_SCORE_UNKNOWN;
-    b->want = 0;
+    b->attention = b->keys = b->want = PSI_SCORE_UNKNOWN;
+    b->leaving = false;
 }
 
 static float greater(float a, float b) { return a > b ? a : b; }
@@ -43,17 +43,21 @@ void psi_score_rate(const psi_pool *pool, psi_candidate *candidates, size_t coun
     atomic_load(&pool->policy)->rate(candidates, count);
 }
 
-static int set_score(psi_pool *pool, psi_block *b, psi_score_kind kind, float score) {
+static int set_score(psi_block *b, psi_score_kind kind, float score) {
     if (!(score >= 0) || isinf(score)) {
         return -EINVAL;
     }
     if (kind == PSI_SCORE_ATTENTION) {
         b->attention = greater(score, FADE * b->attention);
-        pool->scored_step = pool->step;
     } else {
         b->keys = score;
     }
     return 0;
+}
+
+/* One that found nothing counts, too: else it would be asked for in each step. */
+static void note_sample(psi_pool *pool, psi_score_kind kind) {
+    pool->scored_step = kind == PSI_SCORE_ATTENTION ? pool->step : pool->scored_step;
 }
 
 int psi_block_score(psi_pool *pool, psi_block_id block, psi_score_kind kind, float score) {
@@ -61,7 +65,8 @@ int psi_block_score(psi_pool *pool, psi_block_id block, psi_score_kind kind, flo
         return -EINVAL;
     }
     pthread_mutex_lock(&pool->lock);
-    int error = set_score(pool, &pool->block[block], kind, score);
+    int error = set_score(&pool->block[block], kind, score);
+    note_sample(pool, kind);
     pthread_mutex_unlock(&pool->lock);
     return error;
 }
@@ -72,8 +77,9 @@ int psi_pool_score(psi_pool *pool, psi_score_kind kind, const float *scores) {
     }
     int taken = 0;
     pthread_mutex_lock(&pool->lock);
+    note_sample(pool, kind);
     for (uint32_t i = 0; i < pool->blocks; i++) {
-        taken += pool->block[i].state != PSI_BLOCK_EMPTY && set_score(pool, &pool->block[i], kind, scores[i]) == 0;
+        taken += pool->block[i].state != PSI_BLOCK_EMPTY && set_score(&pool->block[i], kind, scores[i]) == 0;
     }
     pthread_mutex_unlock(&pool->lock);
     return taken;

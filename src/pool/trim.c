@@ -157,7 +157,22 @@ static size_t collect_unwritten(psi_pool *pool, psi_trim_scope scope, bool aslee
     return count;
 }
 
+/* What a recall would take next. */
+static uint32_t next_leaving(const psi_pool *pool) {
+    for (uint32_t i = 0; i < pool->blocks; i++) {
+        const psi_block *b = &pool->block[i];
+        if (b->leaving && b->slot == PSI_SLOT_NONE && can_go(pool, b)) {
+            return i;
+        }
+    }
+    return PSI_BLOCK_NONE;
+}
+
 uint32_t psi_trim_next_unwritten(psi_pool *pool, psi_trim_scope scope) {
+    uint32_t leaving = scope != PSI_TRIM_ASLEEP ? next_leaving(pool) : PSI_BLOCK_NONE;
+    if (leaving != PSI_BLOCK_NONE) {
+        return leaving;
+    }
     size_t count = collect_unwritten(pool, scope, true);
     count = count > 0 ? count : collect_unwritten(pool, scope, false);
     psi_score_rate(pool, pool->candidates, count);
@@ -298,15 +313,22 @@ uint64_t psi_regrow(psi_pool *pool, uint64_t want_bytes) {
     return restored;
 }
 
+/* Not one asleep: it would come back by itself, and the cache would be larger for it. */
 bool psi_trim_may_take(const psi_pool *pool, uint32_t block) {
-    return can_go(pool, &pool->block[block]) && !is_kept(pool, block);
+    const psi_block *b = &pool->block[block];
+    return can_go(pool, b) && b->used >= pool->step && !is_kept(pool, block);
 }
 
-bool psi_trim_take(psi_pool *pool, uint32_t block) {
-    bool asleep = is_asleep(pool, &pool->block[block], PSI_TRIM_ALL);
-    if (pool->store == NULL || !evict(pool, block, PSI_TRIM_ALL, asleep)) {
-        return false;
+bool psi_trim_make_clean(psi_pool *pool, uint32_t block) {
+    int error = clean(pool, block);
+    if (error != 0) {
+        psi_clean_say_error(pool, error);
     }
+    return error == 0;
+}
+
+void psi_trim_take(psi_pool *pool, uint32_t block) {
+    psi_block_move(pool, block, PSI_BLOCK_STORED);
+    pool->block[block].hidden = pool->block[block].releasing = true;
     pool->returned_bytes += psi_layout_give_back(pool);
-    return true;
 }

@@ -185,9 +185,22 @@ psi_to_float_fn psi_abi_to_float(const psi_abi *abi, const tensor *t) {
     return traits != NULL ? traits->to_float : NULL;
 }
 
-size_t psi_abi_row_bytes(const psi_abi *abi, const tensor *t, uint32_t count) {
+static const psi_type_traits *quantised(const psi_abi *abi, const tensor *t) {
     bool plain = t->type == TYPE_F32 || t->type == TYPE_F16 || t->type == TYPE_BF16;
-    const psi_type_traits *traits = plain ? NULL : traits_of(abi, t);
+    return plain ? NULL : traits_of(abi, t);
+}
+
+uint32_t psi_abi_group(const psi_abi *abi, const tensor *t) {
+    const psi_type_traits *traits = quantised(abi, t);
+    return traits != NULL ? (uint32_t)traits->group : 1;
+}
+
+bool psi_abi_in_host(const psi_abi *abi, const tensor *t) {
+    return t->buffer == NULL || abi->buffer_is_host == NULL || abi->buffer_is_host(t->buffer);
+}
+
+size_t psi_abi_row_bytes(const psi_abi *abi, const tensor *t, uint32_t count) {
+    const psi_type_traits *traits = quantised(abi, t);
     return traits != NULL ? count / (size_t)traits->group * traits->group_bytes : count * t->nb[0];
 }
 

@@ -103,6 +103,12 @@ bool psi_abi_tensor_fits(const psi_abi *abi, const tensor *t);
 /* How the build turns a quantised tensor's numbers into floats; NULL: not known. */
 psi_to_float_fn psi_abi_to_float(const psi_abi *abi, const tensor *t);
 
+/* So many numbers of a row are quantised together; 1 where each stands alone. */
+uint32_t psi_abi_group(const psi_abi *abi, const tensor *t);
+
+/* False: it lies in a device's memory, and is not for us to read or write. */
+bool psi_abi_in_host(const psi_abi *abi, const tensor *t);
+
 /* Bytes of the first `count` numbers of a row; whole groups where they are quantised. */
 size_t psi_abi_row_bytes(const psi_abi *abi, const tensor *t, uint32_t count);
 

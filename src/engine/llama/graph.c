@@ -137,20 +137,23 @@ static psi_kv *kv_behind(const tensor *key, const kv_tensor **which, const tenso
     return NULL;
 }
 
-/* The step's entry for a mask and the cache whose cells are its columns; NULL: the cache was given up. */
-static const step_mask *note_mask(psi_llama_step *step, psi_kv *kv, tensor *mask, uint32_t first_stream) {
+/* The step's entry for a mask, which attention reads as `copy`, and the cache whose cells are its columns; NULL: the
+ * cache was given up. */
+static const step_mask *note_mask(psi_llama_step *step, psi_kv *kv, tensor *mask, const tensor *copy,
+                                  uint32_t first_stream) {
     for (uint32_t i = 0; i < step->mask_count; i++) {
         if (step->masks[i].mask == mask && step->masks[i].kv == kv) {
+            step->masks[i].several = step->masks[i].several || step->masks[i].copy != copy;
             return &step->masks[i];
         }
     }
-    bool good = mask != NULL && mask->data != NULL && (mask->type == TYPE_F32 || mask->type == TYPE_F16) &&
+    bool good = mask != NULL && mask->data != NULL && psi_abi_in_host(kv->abi, mask) && (mask->type == TYPE_F32 || mask->type == TYPE_F16) &&
                 mask->ne[0] <= kv->cells && first_stream + (uint64_t)mask->ne[3] <= kv->streams;
     if (!good || !add_kv(step, kv) || step->mask_count == STEP_MAX_MASKS) {
         give_up(kv, "a graph whose attention mask was not found");
         return NULL;
     }
-    step->masks[step->mask_count] = (step_mask){mask, kv, first_stream};
+    step->masks[step->mask_count] = (step_mask){mask, kv, first_stream, copy, false};
     return &step->masks[step->mask_count++];
 }
 
@@ -164,7 +167,7 @@ static void read_attention(psi_llama_step *step, const psi_abi *abi, void *graph
     }
     tensor *mask = flash ? node->src[3] : node->src[1];
     uint32_t first_stream = (uint32_t)((size_t)((const unsigned char *)view->data - which->data) / which->t->nb[2]);
-    const step_mask *input = note_mask(step, kv, mask_input(abi, mask), first_stream);
+    const step_mask *input = note_mask(step, kv, mask_input(abi, mask), mask, first_stream);
     kv->head_dims = (uint32_t)view->ne[0];
     if (input != NULL && kv->worth != NULL) {
         psi_listen_note(step, graph, index,

@@ -12,6 +12,8 @@ typedef struct step_mask {
     tensor *mask;
     psi_kv *kv;
     uint32_t first_stream; /* of the mask's streams */
+    const tensor *copy;    /* what an attention reads of it: itself, or a copy */
+    bool several;          /* another one reads another copy */
 } step_mask;
 
 /* A node after which a layer's queries are there, and its attention is not computed yet. */

@@ -255,6 +255,7 @@ void psi_kv_note_cell(psi_kv *kv, uint64_t cell) {
         kv->lost_cells--;
     }
     kv->step_last = cell;
+    kv->last_cells[kv->noted++ % KV_LAST_CELLS] = cell;
     kv->wrote = true;
     kv->marks[block_of_cell(kv, cell)] |= PSI_MARK_WRITE;
     psi_worth_changed(kv->worth, block_of_cell(kv, cell));

@@ -3,13 +3,14 @@
 #include "engine/llama/listen.h"
 
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "os/os.h"
 #include "pool/pool.h"
 
 /* A step of so many tokens reads a prompt: what it asks for is wanted at once, and a few reads more are no stall. */
-enum { PROMPT_ROWS = 8, ATTEND_ROWS = 4, WANT_ROWS = 8 };
+enum { PROMPT_ROWS = KV_LAST_CELLS, ATTEND_ROWS = 4, WANT_ROWS = 8 };
 #define SCORES_BYTES (1u << 20) /* of scratch for scores, beyond which fewer rows are listened to */
 #define CREDIT_MOST_US 100000.0
 #define DEBT_MOST_US 100000.0
@@ -17,42 +18,49 @@ enum { PROMPT_ROWS = 8, ATTEND_ROWS = 4, WANT_ROWS = 8 };
 /* ---- The user's callbacks ---------------------------------------------------------------------- */
 
 typedef struct kept_callback {
+    struct kept_callback *next;
     const void *sched;
     psi_eval_callback callback;
     void *user;
 } kept_callback;
 
 static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER;
-static kept_callback kept[32];
-static const size_t kept_most = sizeof(kept) / sizeof(kept[0]);
-static bool kept_overflow; /* more schedulers than that: none is listened to, since theirs could not be put back */
+static kept_callback *kept; /* of the schedulers whose user has one: an engine sets none for each of its own */
+static bool kept_lost;      /* memory was short for one: nobody is listened to, since it could not be put back */
 
-static kept_callback *find_kept(const void *sched) {
-    for (size_t i = 0; i < kept_most; i++) {
-        if (kept[i].sched == sched) {
-            return &kept[i];
-        }
+/* The link that leads to the scheduler's, or the list's end. */
+static kept_callback **find_kept(const void *sched) {
+    kept_callback **link = &kept;
+    while (*link != NULL && (*link)->sched != sched) {
+        link = &(*link)->next;
     }
-    return NULL;
-}
-
-void psi_listen_keep_callback(const void *sched, psi_eval_callback callback, void *user) {
-    pthread_mutex_lock(&kept_lock);
-    kept_callback *entry = find_kept(sched);
-    entry = entry != NULL ? entry : find_kept(NULL);
-    if (entry != NULL) {
-        *entry = (kept_callback){sched, callback, user};
-    } else {
-        kept_overflow = true;
-    }
-    pthread_mutex_unlock(&kept_lock);
+    return link;
 }
 
 void psi_listen_forget(const void *sched) {
     pthread_mutex_lock(&kept_lock);
-    kept_callback *entry = find_kept(sched);
+    kept_callback **link = find_kept(sched), *entry = *link;
     if (entry != NULL) {
-        *entry = (kept_callback){0};
+        *link = entry->next;
+        free(entry);
+    }
+    pthread_mutex_unlock(&kept_lock);
+}
+
+void psi_listen_keep_callback(const void *sched, psi_eval_callback callback, void *user) {
+    if (callback == NULL) {
+        psi_listen_forget(sched);
+        return;
+    }
+    pthread_mutex_lock(&kept_lock);
+    kept_callback **link = find_kept(sched);
+    if (*link == NULL) {
+        *link = calloc(1, sizeof(**link));
+    }
+    if (*link != NULL) {
+        **link = (kept_callback){(*link)->next, sched, callback, user};
+    } else {
+        kept_lost = true;
     }
     pthread_mutex_unlock(&kept_lock);
 }
@@ -60,10 +68,10 @@ void psi_listen_forget(const void *sched) {
 /* False: it cannot be known, so ours must not be set. */
 static bool get_kept(const void *sched, psi_eval_callback *callback, void **user) {
     pthread_mutex_lock(&kept_lock);
-    const kept_callback *entry = find_kept(sched);
+    const kept_callback *entry = *find_kept(sched);
     *callback = entry != NULL ? entry->callback : NULL;
     *user = entry != NULL ? entry->user : NULL;
-    bool known = !kept_overflow;
+    bool known = !kept_lost;
     pthread_mutex_unlock(&kept_lock);
     return known;
 }
@@ -92,9 +100,12 @@ static bool is_listenable(const step_hook *hook) {
     if (hook->layer == WORTH_MAX_LAYERS || q == NULL || q->type != TYPE_F32 || head_dims == 0) {
         return false;
     }
+    const psi_abi *abi = hook->kv->abi;
     uint32_t dims = hook->kv->worth->dims[hook->layer];
     uint32_t key_heads = dims / head_dims;
-    return q->ne[0] == head_dims && q->nb[0] == sizeof(float) && dims % head_dims == 0 && key_heads > 0 &&
+    bool readable = psi_abi_in_host(abi, m) &&
+                    head_dims % psi_abi_group(abi, hook->kv->worth->keys[hook->layer]->t) == 0;
+    return readable && q->ne[0] == head_dims && q->nb[0] == sizeof(float) && dims % head_dims == 0 && key_heads > 0 &&
            q->ne[2] % key_heads == 0 && m->ne[3] == q->ne[3] && m->ne[1] >= q->ne[1] &&
            is_same_size(m, hook->input->mask);
 }
@@ -143,20 +154,46 @@ static uint32_t count_hidden(const psi_kv *kv) {
     return count;
 }
 
+/* Blocks were taken of those that the step reads, since a step last read them: more are out than were. A recall takes
+ * one for one. */
+static bool were_taken(const psi_kv *kv) {
+    int more = 0;
+    for (uint32_t i = 0; i < kv->blocks; i++) {
+        if (kv->marks[i] != 0) {
+            unsigned char now = kv->states[i] == PSI_BLOCK_STORED;
+            more += now - kv->worth->hidden[i];
+            kv->worth->hidden[i] = now;
+        }
+    }
+    return more > 0;
+}
+
 /* What costs more than can be saved is paid with all that can. */
 static bool can_pay(const psi_credit *credit) {
     return credit->us >= (credit->cost_us < CREDIT_MOST_US ? credit->cost_us : CREDIT_MOST_US);
 }
 
-/* A prompt's last piece is shorter than the pieces before it, and holds the question: worth a debt. */
-static bool is_last_piece(psi_worth *worth, int64_t rows) {
-    worth->most_rows = rows > worth->most_rows ? rows : worth->most_rows;
-    return rows >= PROMPT_ROWS && rows < worth->most_rows;
+/* The last token sees the one PROMPT_ROWS - 1 before it: a batch of so many sequences' tokens is no prompt. */
+static bool reads_prompt(const step_hook *hook) {
+    const psi_kv *kv = hook->kv;
+    const tensor *mask = hook->input->mask;
+    int64_t rows = hook->queries->ne[1];
+    uint64_t before = kv->last_cells[kv->noted % PROMPT_ROWS];
+    int64_t stream = (int64_t)(before / kv->cells) - hook->first_stream;
+    uint32_t column = (uint32_t)(before % kv->cells);
+    return rows >= PROMPT_ROWS && stream >= 0 && stream < mask->ne[3] && column < mask->ne[0] &&
+           psi_mask_get(mask, stream, rows - 1, column) != MASK_HIDDEN;
 }
 
-static bool shall_attend(psi_kv *kv, int64_t rows) {
+/* A prompt's last piece is shorter than the pieces before it, and holds the question: worth a debt. */
+static bool is_last_piece(psi_worth *worth, bool prompt, int64_t rows) {
+    worth->most_rows = rows > worth->most_rows ? rows : worth->most_rows;
+    return prompt && rows < worth->most_rows;
+}
+
+static bool shall_attend(psi_kv *kv, bool prompt, int64_t rows) {
     psi_worth *worth = kv->worth;
-    bool last_piece = is_last_piece(worth, rows);
+    bool last_piece = is_last_piece(worth, prompt, rows);
     return psi_cache_score_share(kv->pool->cache) > 0 && atomic_load(&kv->pool->policy)->by_attention &&
            (psi_pool_wants_scores(kv->pool) || can_pay(&worth->attend) ||
             (last_piece && worth->attend.us > -DEBT_MOST_US / 2));
@@ -179,14 +216,14 @@ void psi_listen_begin(psi_llama_step *step, psi_kv *kv) {
     if (hook == NULL || kv->abi->sched_set_eval_callback == NULL || kv->abi->buffer_is_host == NULL) {
         return;
     }
-    /* Blocks were taken since the last step: what this one misses of them it must not wait for until the next. */
-    uint32_t hidden = count_hidden(kv);
-    worth->at_once = hook->queries->ne[1] >= PROMPT_ROWS || hidden > worth->hidden;
-    worth->hidden = hidden;
-    worth->attends = shall_attend(kv, hook->queries->ne[1]);
+    /* Of what was taken the step must not wait until the next for what it misses. */
+    bool taken = were_taken(kv), prompt = reads_prompt(hook);
+    worth->at_once = taken || prompt;
+    worth->attends = shall_attend(kv, prompt, hook->queries->ne[1]);
     worth->recalls = psi_cache_recalls(kv->pool->cache) && kv->pool->store != NULL && count_masks(step, kv) == 1 &&
-                     hidden > 0 && (worth->at_once || can_pay(&worth->recall)) &&
+                     count_hidden(kv) > 0 && (worth->at_once || can_pay(&worth->recall)) &&
                      psi_worth_begin_seen(worth, hook->input->mask);
+    worth->plain = worth->plain && !hook->input->several; /* a copy that is made already would show what went */
     fill(worth->attention, kv->blocks, -1);
     fill(worth->wants, kv->blocks, -1);
     step->listens = step->listens || worth->attends || worth->recalls;
@@ -364,7 +401,10 @@ static void end_of(const psi_llama_step *step, psi_kv *kv) {
     double step_us = (double)(now_us - step->begin_us) / step->kv_count;
     settle_credit(&worth->attend, psi_cache_score_share(cache) * step_us, worth->attend_us, worth->attends);
     bool paid = worth->recalls && !worth->at_once; /* an exchange inside the step has a bound of its own */
-    settle_credit(&worth->recall, psi_cache_recall_share(cache) * step_us, paid ? worth->recall_us : 0, paid);
+    uint64_t exchanged_us = worth->at_once ? 0 : kv->pool->recall_us - worth->exchanged_us; /* at the safe point */
+    worth->exchanged_us = kv->pool->recall_us;
+    settle_credit(&worth->recall, psi_cache_recall_share(cache) * step_us,
+                  exchanged_us + (paid ? worth->recall_us : 0), paid);
 }
 
 void psi_listen_end(psi_llama_step *step) {

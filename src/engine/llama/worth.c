@@ -77,6 +77,7 @@ psi_worth *psi_worth_make(psi_kv *kv) {
     worth->means = calloc(blocks * runs, worth->all_dims);
     worth->scales = calloc(blocks * runs * worth->layers, sizeof(float));
     worth->summed = calloc(blocks, 1);
+    worth->hidden = calloc(blocks, 1);
     worth->before = calloc(blocks, 1);
     worth->attention = calloc(blocks, sizeof(float));
     worth->wants = calloc(blocks, sizeof(float));
@@ -85,7 +86,7 @@ psi_worth *psi_worth_make(psi_kv *kv) {
     worth->difference = calloc(2 * (size_t)kv->block_cells, sizeof(float));
     worth->layer_difference = worth->difference != NULL ? worth->difference + kv->block_cells : NULL;
     if (worth->layers == 0 || worth->means == NULL || worth->scales == NULL || worth->summed == NULL ||
-        worth->before == NULL || worth->attention == NULL || worth->wants == NULL || worth->rows == NULL ||
+        worth->hidden == NULL || worth->before == NULL || worth->attention == NULL || worth->wants == NULL || worth->rows == NULL ||
         worth->around == NULL || worth->difference == NULL) {
         psi_worth_free(worth);
         return NULL;
@@ -98,6 +99,7 @@ void psi_worth_free(psi_worth *worth) {
         free(worth->means);
         free(worth->scales);
         free(worth->summed);
+        free(worth->hidden);
         free(worth->before);
         free(worth->attention);
         free(worth->wants);
@@ -121,13 +123,14 @@ uint32_t psi_worth_layer(const psi_worth *worth, const kv_tensor *key) {
 
 void psi_worth_changed(psi_worth *worth, uint32_t block) {
     if (worth != NULL) {
-        worth->summed[block] = 0;
+        worth->summed[block] = worth->hidden[block] = 0;
     }
 }
 
 void psi_worth_changed_all(psi_worth *worth) {
     if (worth != NULL) {
         memset(worth->summed, 0, worth->kv->blocks);
+        memset(worth->hidden, 0, worth->kv->blocks);
     }
 }
 

@@ -26,6 +26,7 @@ typedef struct psi_worth {
     int8_t *means;
     float *scales;
     unsigned char *summed;                /* a byte a block: its summary is that of its content */
+    unsigned char *hidden;                /* a byte a block: it was out when a step last read it */
     unsigned char *before;                /* scratch: a state a block */
     float usual[WORTH_MAX_LAYERS];        /* mean difference of keys so far */
     uint32_t usual_count;                 /* blocks in it */
@@ -42,8 +43,8 @@ typedef struct psi_worth {
     bool at_once;                  /* what is wanted comes back inside the step */
     uint64_t attend_us, recall_us; /* spent in this step */
     psi_credit attend, recall;
+    uint64_t exchanged_us; /* the pool's recall_us when the last step ended */
     int64_t most_rows; /* of a step so far */
-    uint32_t hidden;   /* blocks, when the last step began */
 } psi_worth;
 
 /* NULL: memory is short, or keys of a kind that is not read here; the policies then go by age. */
