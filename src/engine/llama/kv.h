@@ -46,8 +46,8 @@ typedef struct psi_kv {
     uint64_t last_written; /* the same of the last step that was computed */
     bool wrote;
     uint64_t refused_from_us, refused_at_us; /* when refusals in a row began, and the last one; 0: none since a step */
-    uint64_t last_cells[KV_LAST_CELLS]; /* written last, in the order of a step's tokens: a ring */
-    uint32_t noted;                     /* cells in all; the next one's place in it */
+    uint64_t last_cells[KV_LAST_CELLS];      /* written last, in the order of a step's tokens: a ring */
+    uint32_t noted;                          /* cells in all; the next one's place in it */
 } psi_kv;
 
 /* Places the tensors of a KV cache's context in an arena of ours. The engine's buffer for it, or NULL when the context
