@@ -58,8 +58,8 @@ typedef struct psi_kv {
     uint64_t step_last;    /* last cell that the coming step writes (stream * cells + cell) */
     uint64_t last_written; /* the same of the last step that was computed */
     bool wrote;
-    uint64_t last_cells[KV_LAST_CELLS]; /* written last, in the order of a step's tokens: a ring */
-    uint32_t noted;                     /* cells in all; the next one's place in it */
+    uint64_t last_cells[KV_LAST_CELLS];  /* written last, in the order of a step's tokens: a ring */
+    uint32_t noted;                      /* cells in all; the next one's place in it */
     uint32_t attentions;                 /* of the step: nodes that read the cache */
     bool layered;                        /* the step has safe points between its layers */
     bool layers_said;                    /* why it has none was said */
