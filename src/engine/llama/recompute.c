@@ -303,6 +303,18 @@ static uint32_t common_length(const plan *p, const psi_hidden *hidden) {
     return most - most % p->piece;
 }
 
+/* What the hidden context has decoded already is of use up to the first piece that something is to come back to: of a
+ * text that lies in several streams, one copy may be back and the other not. */
+static uint32_t useful_length(const plan *p, const psi_hidden *hidden) {
+    uint32_t have = common_length(p, hidden);
+    for (uint32_t k = 0; k < have / p->piece; k++) {
+        if (has_target(p, k)) {
+            return k * p->piece;
+        }
+    }
+    return have;
+}
+
 /* ---- Running it -------------------------------------------------------------------------------- */
 
 typedef enum outcome { DONE, OUT_OF_TIME, NO_ROOM, FAILED } outcome;
@@ -407,7 +419,7 @@ static uint64_t room_for(const plan *p, const psi_hidden *hidden) {
 }
 
 static outcome run(plan *p, psi_hidden *hidden, const wish *w, uint64_t began_us, uint64_t *bytes) {
-    uint32_t have = common_length(p, hidden);
+    uint32_t have = useful_length(p, hidden);
     if (!choose_pieces(p, hidden, have)) {
         have = 0;
         (void)choose_pieces(p, hidden, 0);
@@ -445,6 +457,9 @@ static outcome recompute_chain(psi_hidden *hidden, psi_kv *const *kvs, uint32_t 
             result = DONE;
         } else {
             result = run(&p, hidden, w, began_us, bytes);
+            if (result == DONE && is_lost(of, cell)) {
+                psi_tokens_forget(of, cell); /* it did not come back, and is not to be tried for ever */
+            }
         }
     }
     free_plan(&p);
