@@ -466,6 +466,7 @@ def recompute():
         assert engine.decode(prompt, 0, s) == 0
     logits = [engine.again(prompt[-1], count - 1, s) for s, prompt in enumerate(prompts)]
     states = [cell_bytes(engine, count - 1, s) for s in range(sequences)]
+    engine.again(prompts[0][-1], count - 1, 0)  # what was read of a sequence that sleeps stays for a step
     psi_cache.trim(options.get("share", 0.5))
     hidden = [engine.again(prompt[-1], count - 1, s) for s, prompt in enumerate(prompts)]
     trimmed = stats_now()

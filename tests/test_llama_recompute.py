@@ -90,7 +90,7 @@ def test_off_means_off(model):
 
 def test_llama_server_computes_what_it_dropped_again(model, engine_folder, psi_cache_command, tmp_path):
     """No Python in between: the stand-ins alone know how its context was made. A piece in each step, until all is back."""
-    prefix = [psi_cache_command, "run", "--controller", "off", "--store", "none", "--"]
+    prefix = [psi_cache_command, "run", "--controller", "off", "--store", "none", "--floor", "1", "--"]
     with serve(model, engine_folder, tmp_path, prefix) as ours:
         first, pid = ours.ask(0, story(0)[:1500], 4)["tokens"], ours.process.pid
         tool(psi_cache_command, "trim", str(pid), "0.5")

@@ -245,19 +245,26 @@ int psi_block_write(psi_pool *pool, psi_block_id block) {
     return error;
 }
 
-void psi_block_used(psi_pool *pool, psi_block_id block) {
-    if (pool != NULL && block < pool->blocks) {
-        pthread_mutex_lock(&pool->lock);
-        pool->block[block].used = pool->step + 1;
-        pthread_mutex_unlock(&pool->lock);
-    }
-}
-
 /* A block that was taken while a step wanted it waits for room. Where its sequence slept since, it is asleep like the
  * others, and comes back when its turn comes. */
 static void note_sleep(const psi_pool *pool, psi_block *b) {
     if (b->hidden && b->state == PSI_BLOCK_STORED && pool->step - b->used >= PSI_SLEEP_STEPS) {
         b->hidden = false;
+    }
+}
+
+/* What the step itself reads may go in it, whoever read it before. */
+static void use_block(const psi_pool *pool, psi_block *b) {
+    note_sleep(pool, b);
+    b->used = pool->step + 1;
+    b->held = 0;
+}
+
+void psi_block_used(psi_pool *pool, psi_block_id block) {
+    if (pool != NULL && block < pool->blocks) {
+        pthread_mutex_lock(&pool->lock);
+        use_block(pool, &pool->block[block]);
+        pthread_mutex_unlock(&pool->lock);
     }
 }
 
@@ -271,8 +278,7 @@ int psi_pool_mark(psi_pool *pool, const unsigned char *marks) {
         if ((marks[i] & PSI_MARK_WRITE) != 0) {
             lost += write_block(pool, i) == -EIO;
         } else if ((marks[i] & PSI_MARK_USED) != 0) {
-            note_sleep(pool, &pool->block[i]);
-            pool->block[i].used = pool->step + 1;
+            use_block(pool, &pool->block[i]);
         }
     }
     pthread_mutex_unlock(&pool->lock);

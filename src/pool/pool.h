@@ -24,7 +24,7 @@ typedef struct psi_block {
     uint64_t age;     /* running number of its last write; writes in a row count once */
     uint64_t written; /* number of the step that wrote it last */
     uint64_t used;    /* number of the step that read or wrote it last */
-    uint64_t held;    /* number of the step through which it stays: it was read outside of any */
+    uint64_t held;    /* number of the step through which it stays: it was read outside of any, and not by this one */
     uint64_t fresh;   /* number of the step before which it became RESIDENT from EMPTY */
     float attention;  /* psi_block_score's, fading; PSI_SCORE_UNKNOWN */
     float keys;       /* the same of its keys */
