@@ -218,7 +218,7 @@ static void hide_lost_cells(const step_mask *m, int64_t stream, uint32_t first, 
     uint64_t row = (uint64_t)(m->first_stream + (uint32_t)stream) * kv->cells;
     for (uint32_t column = first; column < last; column++) {
         uint64_t cell = row + column;
-        if ((kv->lost[cell / 64] >> (cell % 64) & 1) != 0) {
+        if (psi_kv_bit(kv->lost, cell)) {
             psi_mask_hide(m->mask, stream, column, column + 1);
         }
     }

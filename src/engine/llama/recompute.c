@@ -56,9 +56,9 @@ bool psi_llama_recomputes(void) {
 
 /* ---- Cells ------------------------------------------------------------------------------------- */
 
-static bool is_lost(const psi_kv *kv, uint64_t cell) { return (kv->lost[cell / 64] >> (cell % 64) & 1) != 0; }
+static bool is_lost(const psi_kv *kv, uint64_t cell) { return psi_kv_bit(kv->lost, cell); }
 
-static bool is_partial(const psi_kv *kv, uint64_t cell) { return (kv->partial[cell / 64] >> (cell % 64) & 1) != 0; }
+static bool is_partial(const psi_kv *kv, uint64_t cell) { return psi_kv_bit(kv->partial, cell); }
 
 static uint32_t block_of(const psi_kv *kv, uint64_t cell) {
     return (uint32_t)(cell / kv->cells) * kv->stream_blocks + (uint32_t)(cell % kv->cells) / kv->block_cells;
@@ -361,8 +361,8 @@ static bool agrees(plan *p, psi_hidden *hidden, uint32_t k) {
 }
 
 static void find_again(psi_kv *kv, uint64_t cell) {
-    kv->lost[cell / 64] &= ~(UINT64_C(1) << (cell % 64));
-    kv->partial[cell / 64] &= ~(UINT64_C(1) << (cell % 64));
+    psi_kv_set_bit(kv->lost, cell, false);
+    psi_kv_set_bit(kv->partial, cell, false);
     kv->lost_cells--;
 }
 

@@ -167,7 +167,7 @@ static void set_cells(const psi_llama_step *step, int64_t row, psi_cell_token to
         int64_t cell = cell_of(step->writes[i].indices, row);
         if (cell >= 0 && cell < (int64_t)kv->cells * kv->streams) {
             kv->tokens[cell] = token;
-            kv->partial[cell / 64] &= ~(UINT64_C(1) << (cell % 64));
+            psi_kv_set_bit(kv->partial, (uint64_t)cell, false);
         }
     }
 }
@@ -244,7 +244,7 @@ void psi_tokens_note_partial(const psi_llama_step *step) {
         for (int64_t row = 0; row < w->indices->ne[0] && w->kv->partial != NULL; row++) {
             int64_t cell = cell_of(w->indices, row);
             if (cell >= 0 && cell < (int64_t)w->kv->cells * w->kv->streams) {
-                w->kv->partial[cell / 64] |= UINT64_C(1) << (cell % 64);
+                psi_kv_set_bit(w->kv->partial, (uint64_t)cell, true);
             }
         }
     }
@@ -260,9 +260,8 @@ void psi_tokens_forget(psi_kv *kv, uint64_t cell) {
 
 void psi_tokens_copy(const psi_kv *from, uint64_t cell, psi_kv *to, uint64_t target) {
     if (from->tokens_noted && to->tokens != NULL && from->signature == to->signature) {
-        uint64_t bit = from->partial[cell / 64] >> (cell % 64) & 1;
         to->tokens[target] = from->tokens[cell];
-        to->partial[target / 64] = (to->partial[target / 64] & ~(UINT64_C(1) << (target % 64))) | bit << (target % 64);
+        psi_kv_set_bit(to->partial, target, psi_kv_bit(from->partial, cell));
         to->tokens_noted = true;
     }
 }

@@ -174,7 +174,7 @@ static bool is_full(const psi_kv *kv, uint32_t block) {
     uint64_t first = (uint64_t)(block / kv->stream_blocks) * kv->cells + block % kv->stream_blocks * kv->block_cells;
     bool full = block % kv->stream_blocks * kv->block_cells + kv->block_cells <= kv->cells;
     for (uint64_t cell = first; full && cell < first + kv->block_cells; cell++) {
-        full = (kv->has[cell / 64] >> (cell % 64) & 1) != 0 && (kv->lost[cell / 64] >> (cell % 64) & 1) == 0;
+        full = psi_kv_bit(kv->has, cell) && !psi_kv_bit(kv->lost, cell);
     }
     return full;
 }
@@ -386,7 +386,7 @@ void psi_worth_note_seen(psi_worth *worth, const tensor *mask, int64_t stream, u
         for (uint32_t c = first; c < last; c++) {
             psi_mask_value value = psi_mask_get(mask, stream, row, c);
             uint64_t cell = (uint64_t)cache_stream * kv->cells + c;
-            bool lost = (kv->lost[cell / 64] >> (cell % 64) & 1) != 0; /* its bytes are gone: it is not shown again */
+            bool lost = psi_kv_bit(kv->lost, cell); /* its bytes are gone: it is not shown again */
             bits[c / 64] |= (uint64_t)(value != MASK_HIDDEN && !lost) << (c % 64);
             worth->plain = worth->plain && value != MASK_WEIGHED;
         }
