@@ -8,6 +8,7 @@
 #include "pool/settings.h"
 
 #define WAIT_US 1000000u /* spikes are shorter, most of them; a client waits longer than that for a long prompt */
+#define WAIT_EXACT_US 30000000u /* who asks for exact answers would rather wait for them */
 #define LOOK_US 5000u
 
 enum { ANSWER_NO_ROOM = 1, ANSWER_ABORTED = 2 };
@@ -68,13 +69,21 @@ static psi_kv *without_room(const psi_llama_step *step) {
     return NULL;
 }
 
-/* Until when to wait. Callers that ask again at once, with half of the batch, wait once for all. */
+/* Until when to wait, of what began to wait now. Callers that ask again at once, with half of the batch, wait once for
+ * all. */
 static uint64_t wait_until_us(psi_kv *kv, uint64_t now_us) {
-    uint64_t wait_us = psi_settings_bytes(NULL, "REFUSE_WAIT_US", WAIT_US);
+    bool exact = psi_cache_is_exact(kv->pool->cache);
+    uint64_t wait_us = psi_settings_bytes(NULL, "REFUSE_WAIT_US", exact ? WAIT_EXACT_US : WAIT_US);
     if (kv->refused_at_us == 0 || now_us - kv->refused_at_us > wait_us) {
         kv->refused_from_us = now_us;
     }
     return kv->refused_from_us + wait_us;
+}
+
+static void refuse(psi_kv *kv, uint64_t at_us) {
+    kv->refused_at_us = at_us;
+    now.refused = true;
+    psi_pool_count_refusal(kv->pool);
 }
 
 bool psi_refusal_of(const psi_llama_step *step) {
@@ -86,11 +95,22 @@ bool psi_refusal_of(const psi_llama_step *step) {
         kv = without_room(step);
     }
     if (kv != NULL) {
-        kv->refused_at_us = at_us;
-        now.refused = true;
-        psi_pool_count_refusal(kv->pool);
+        refuse(kv, at_us);
     }
     return kv != NULL;
+}
+
+bool psi_refusal_is_understood(void) { return !now.follows; }
+
+bool psi_refusal_waits_for(const psi_llama_step *step, psi_kv *kv) {
+    uint64_t at_us = psi_os_now_us();
+    bool waits = at_us < wait_until_us(kv, step->begin_us);
+    if (waits) {
+        psi_os_pause_us(LOOK_US);
+    } else {
+        refuse(kv, at_us);
+    }
+    return waits;
 }
 
 void psi_refusal_computed(const psi_llama_step *step) {

@@ -14,6 +14,13 @@ int32_t psi_refusal_answer(int32_t status);
  * row. True: it is refused. No lock is held. */
 bool psi_refusal_of(const psi_llama_step *step);
 
+/* The same where a step must have all that it reads and has not all of `kv`, after its safe points: waits a moment.
+ * True: look again. False: it waited long enough since it began, and is refused. */
+bool psi_refusal_waits_for(const psi_llama_step *step, psi_kv *kv);
+
+/* False where a refusal would not be understood: a draft's context. */
+bool psi_refusal_is_understood(void);
+
 /* A step that writes a cache was computed. */
 void psi_refusal_computed(const psi_llama_step *step);
 
