@@ -232,10 +232,18 @@ static uint64_t count_wanted(const psi_pool *pool) {
     return wanted;
 }
 
+/* Where blocks share pages (a transposed V), the first of them to come takes the pages of all. `allowed_bytes` is taken
+ * from the room already. */
+static bool has_page_room(const psi_pool *pool, uint32_t block, uint64_t allowed_bytes) {
+    uint64_t bytes = psi_layout_own_bytes(pool, block);
+    return bytes <= allowed_bytes || psi_cache_take_whole_room(pool->cache, bytes - allowed_bytes);
+}
+
 static uint64_t wake(psi_pool *pool, uint64_t most) {
     uint64_t woken = 0;
     for (uint32_t i = 0; i < pool->blocks && woken < most; i++) {
-        woken += is_wanted(pool, i) && psi_block_bring_back(pool, i) == 0;
+        woken +=
+            is_wanted(pool, i) && has_page_room(pool, i, pool->block_total_bytes) && psi_block_bring_back(pool, i) == 0;
     }
     return woken;
 }
@@ -306,8 +314,11 @@ uint64_t psi_regrow(psi_pool *pool, uint64_t want_bytes) {
     uint64_t restored = 0;
     size_t count = collect_hidden(pool);
     while (restored < want_bytes && count > 0) {
-        if (psi_block_bring_back(pool, psi_policy_pop(pool->candidates, &count).block) == 0) {
-            restored += pool->block_total_bytes;
+        uint32_t block = psi_policy_pop(pool->candidates, &count).block;
+        uint64_t bytes = psi_layout_own_bytes(pool, block);
+        bytes = bytes > pool->block_total_bytes ? bytes : pool->block_total_bytes;
+        if (has_page_room(pool, block, want_bytes - restored) && psi_block_bring_back(pool, block) == 0) {
+            restored += bytes;
         }
     }
     if (restored > 0) {
