@@ -3,6 +3,8 @@ import ctypes
 import errno
 import mmap
 import os
+import pathlib
+import re
 import sys
 import threading
 import time
@@ -12,7 +14,7 @@ import uuid
 import pytest
 from fake_vllm import FakeBlockPool, FakeTensor
 
-from psi_cache.vllm import channel, hooks, plugin
+from psi_cache.vllm import channel, hooks, plugin, remote
 from psi_cache.vllm import pages as pages_module
 from psi_cache.vllm.channel import Run
 from psi_cache.vllm.pages import PAGE_BYTES, NotUnderstood, Pages, Plane, planes_of, resident_bytes, span
@@ -90,9 +92,21 @@ def test_a_new_cache_is_committed_by_touch():
 
 def test_poison_is_no_number_in_any_type():
     memory = Memory(8)
-    assert Pages(memory.planes, 8, poison=True).give([Run(1, 1)]) == 2 * BLOCK
+    assert Pages(memory.planes, 8, "keep").give([Run(1, 1)]) == 2 * BLOCK and memory.at(1, 1) == 7
+    assert Pages(memory.planes, 8, "poison").give([Run(1, 1)]) == 2 * BLOCK
     value = ctypes.c_float.from_address(memory.planes[1].base + BLOCK).value
     assert value != value and memory.at(0, 2) == 7
+
+
+def test_the_structures_are_those_of_the_header():
+    """Field by field: a field that is added in one place only would shift the others."""
+    header = (pathlib.Path(__file__).resolve().parent.parent / "include" / "psicache.h").read_text()
+    for name, structure in (("psi_pool_options", remote.PoolOptions), ("psi_pool_counts", remote.PoolCounts),
+                            ("psi_pool_wish", remote.PoolWish)):
+        body = re.search(r"typedef struct %s \{(.*?)\} %s;" % (name, name), header, re.S).group(1)
+        body = re.sub(r"/\*.*?\*/", "", body, flags=re.S)
+        fields = re.findall(r"([a-z_]+);", body)
+        assert fields == [field for field, _ in structure._fields_]
 
 
 # ---- layouts -------------------------------------------------------------------------------------

@@ -35,14 +35,19 @@ class Engine:
         self.llm = LLM(model, **settings)
         self.core = self.llm.llm_engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
-        self.half = getattr(self.scheduler.connector, "scheduler_half", None)
+        connector = self.scheduler.connector
+        self.connector = next((c for c in [connector, *getattr(connector, "sub_connectors", [])]
+                               if hasattr(c, "scheduler_half")), None)
+        self.half = self.connector.scheduler_half
 
     def texts(self, asked):
-        return [list(each.outputs[0].token_ids) for each in self.llm.generate(asked, self.sampling, use_tqdm=False)]
+        done = self.llm.generate(asked, self.sampling, use_tqdm=False)
+        self.llm.llm_engine.step()  # the empty one, as a server's loop makes it: now the engine is idle
+        return [list(each.outputs[0].token_ids) for each in done]
 
     @property
     def keeper(self):
-        return self.half.keeper
+        return self.half and self.half.keeper
 
     def worker_pid(self):
         workers = getattr(self.core.model_executor, "workers", None)
@@ -115,7 +120,7 @@ def identical(engine):
     presser.join()
     return {"requests": count, "different": sum(a != b for a, b in zip(wanted, got)), "trims": presser.trims,
             "given_bytes": engine.keeper.given_bytes - given_before, "block_bytes": engine.keeper.block_bytes,
-            "preemptions": preemptions(engine), "works": engine.scheduler.connector.works}
+            "preemptions": preemptions(engine), "works": engine.connector.works}
 
 
 def preemptions(engine):
@@ -140,7 +145,7 @@ def prefixes(engine):
 
 def untouched(engine):
     """What the engine does where we do not work."""
-    return {"texts": engine.texts(prompts(2, 7)), "works": engine.scheduler.connector.works,
+    return {"texts": engine.texts(prompts(2, 7)), "works": engine.connector.works,
             "keeper": engine.keeper is not None}
 
 

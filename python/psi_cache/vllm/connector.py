@@ -77,7 +77,8 @@ class PsiCacheConnector(KVConnectorBase_V1, SupportsHMA):
 
     @harmless(None)
     def get_mem_pool_context(self) -> Any:
-        if self._vllm_config.device_config.device_type != "cpu":
+        off = os.environ.get("PSI_CACHE_VLLM_ARENA") == "off"
+        if off or self._vllm_config.device_config.device_type != "cpu":
             return None
         return arena.context()
 

@@ -17,6 +17,9 @@ from typing import Any, Dict, Iterable, List, Set, Tuple
 from .channel import Run
 
 PAGE_BYTES = mmap.PAGESIZE
+# What giving back does (PSI_CACHE_VLLM_PAGES): drop; for experiments: nothing (keep), or all ones, which are not a number in
+# each floating-point type (poison).
+HOW = ("drop", "keep", "poison")
 _MADV_DONTNEED, _MADV_NOHUGEPAGE = 4, 15
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -93,8 +96,8 @@ _IN_MEMORY = bytes(value & 1 for value in range(256))
 class Pages:
     """The pages of one worker's KV cache."""
 
-    def __init__(self, planes: Iterable[Plane], blocks: int, poison: bool = False) -> None:
-        self.planes, self.blocks, self.poison = list(planes), blocks, poison
+    def __init__(self, planes: Iterable[Plane], blocks: int, how: str = "drop") -> None:
+        self.planes, self.blocks, self.how = list(planes), blocks, how if how in HOW else "drop"
         self.block_bytes = sum(plane.block_bytes for plane in self.planes)
         self.gone_bytes = 0  # so far
 
@@ -108,7 +111,7 @@ class Pages:
         for run in runs:
             self.check(run)
             for plane in self.planes:
-                gone += self._poison(plane, run) if self.poison else self._drop(*span(plane, run))
+                gone += self._drop(*span(plane, run)) if self.how == "drop" else self._pretend(plane, run)
         self.gone_bytes += gone
         return gone
 
@@ -119,11 +122,12 @@ class Pages:
             raise OSError(error, f"madvise: {os.strerror(error)}")
         return bytes_before
 
-    def _poison(self, plane: Plane, run: Run) -> int:
-        """For tests: all ones are not a number in each floating-point type. Nothing goes back, and the answer is as if."""
-        count = run.blocks * plane.block_bytes
-        ctypes.memset(plane.base + run.first * plane.block_bytes, 0xFF, count)
-        return count
+    def _pretend(self, plane: Plane, run: Run) -> int:
+        """For experiments: nothing goes back, and the answer is as if."""
+        size = run.blocks * plane.block_bytes
+        if self.how == "poison":
+            ctypes.memset(plane.base + run.first * plane.block_bytes, 0xFF, size)
+        return size
 
     def commit_by_touch(self) -> int:
         """A cache that was filled with zeros at start and not used since: all of it goes back, and comes when it is

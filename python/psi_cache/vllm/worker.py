@@ -27,8 +27,8 @@ class WorkerHalf:
         """The KV cache is there. Whatever is wrong with it is said in the hello, once, by the scheduler's half."""
         hello: Dict[str, Any] = {"blocks": self._blocks, "block_bytes": 0, "why": ""}
         try:
-            poison = os.environ.get("PSI_CACHE_VLLM_POISON") == "1"
-            self.pages = Pages(planes_of(tensors, self._blocks), self._blocks, poison)
+            how = os.environ.get("PSI_CACHE_VLLM_PAGES", "drop")
+            self.pages = Pages(planes_of(tensors, self._blocks), self._blocks, how)
             hello["block_bytes"] = self.pages.block_bytes
             gone = self.pages.commit_by_touch()
             say(INFO, f"the KV cache is committed by touch: {gone >> 20} MiB went back to the system")
