@@ -47,6 +47,11 @@ build: ## the C libraries and the command, in build/release
 bench: ## the benches there are: make bench-NAME runs bench/NAME.py
 	@for bench in bench/*.py; do case $$bench in */rig.py | */engine.py | */loads.py | */llama_server.py | */quality_tasks.py) continue ;; esac; basename "$$bench" .py | sed 's/_/-/g; s/^/  make bench-/'; done
 
+bench-vllm-%: ## one bench of the vLLM adapter, in .venv-vllm
+	@sh scripts/setup-system.sh demo
+	@sh scripts/setup-vllm.sh
+	@.venv-vllm/bin/python bench/vllm_$(subst -,_,$*).py $(ARGS)
+
 bench-%: ## one bench; ARGS="..." is passed on
 	@sh scripts/setup-system.sh demo
 	@sh scripts/setup-venv.sh test

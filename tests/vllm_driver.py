@@ -38,7 +38,7 @@ class Engine:
         connector = self.scheduler.connector
         self.connector = next((c for c in [connector, *getattr(connector, "sub_connectors", [])]
                                if hasattr(c, "scheduler_half")), None)
-        self.half = self.connector.scheduler_half
+        self.half = getattr(self.connector, "scheduler_half", None)
 
     def texts(self, asked):
         done = self.llm.generate(asked, self.sampling, use_tqdm=False)
@@ -123,6 +123,32 @@ def identical(engine):
             "preemptions": preemptions(engine), "works": engine.connector.works}
 
 
+def written(engine):
+    """Greedy texts, with how near each token was to being another one: for bench/vllm_differences.py. Under trims and
+    restores where there is a connector and DRIVER_PRESSED is not 0."""
+    from vllm import SamplingParams
+
+    asked = prompts(int(os.environ.get("DRIVER_REQUESTS", "40")), 2)
+    sampling = SamplingParams(temperature=0, max_tokens=engine.sampling.max_tokens, logprobs=2, ignore_eos=True)
+    presser = Presser(3) if engine.keeper and os.environ.get("DRIVER_PRESSED", "1") != "0" else None
+    if presser:
+        presser.start()
+    done = engine.llm.generate(asked, sampling, use_tqdm=False)
+    if presser:
+        presser.over = True
+        presser.join()
+    answers = [each.outputs[0] for each in done]
+    gaps = [[round(gap_of(place), 4) for place in answer.logprobs] for answer in answers]
+    return {"tokens": [list(answer.token_ids) for answer in answers], "gaps": gaps, "preemptions": preemptions(engine),
+            "trims": presser.trims if presser else 0, "given_bytes": engine.keeper.given_bytes if presser else 0}
+
+
+def gap_of(place):
+    """Between the two best tokens' log-probabilities."""
+    best = sorted((each.logprob for each in place.values()), reverse=True)
+    return best[0] - best[1] if len(best) > 1 else 99.0
+
+
 def preemptions(engine):
     for metric in engine.llm.get_metrics():
         if metric.name == "vllm:num_preemptions":
@@ -149,7 +175,8 @@ def untouched(engine):
             "keeper": engine.keeper is not None}
 
 
-SCENARIOS = {"returned": returned, "identical": identical, "prefixes": prefixes, "untouched": untouched}
+SCENARIOS = {"returned": returned, "identical": identical, "prefixes": prefixes, "untouched": untouched,
+             "written": written}
 
 
 def main():
