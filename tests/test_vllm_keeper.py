@@ -169,6 +169,16 @@ def test_what_is_withheld_comes_back_in_the_steps_asked_for():
     bench.check()
 
 
+def test_what_came_back_is_noted_where_it_is_asked_for():
+    bench = Bench()
+    bench.keeper.notes_returned = True
+    bench.done(bench.request(20, cached=True))
+    gone = bench.wish(6)
+    bench.answer()
+    bench.wish(restore=ALL)
+    assert sorted(bench.keeper.returned) == sorted(gone)
+
+
 def test_counts_are_told_with_what_happened():
     bench = Bench()
     bench.done(bench.request(20, cached=True))

@@ -96,6 +96,8 @@ def test_poison_is_no_number_in_any_type():
     assert Pages(memory.planes, 8, "poison").give([Run(1, 1)]) == 2 * BLOCK
     value = ctypes.c_float.from_address(memory.planes[1].base + BLOCK).value
     assert value != value and memory.at(0, 2) == 7
+    Pages(memory.planes, 8, "poison").clean(1)
+    assert memory.at(1, 1) == memory.at(0, 1, BLOCK - 1) == 0 and memory.at(0, 2) == memory.at(1, 0) == 7
 
 
 def test_the_structures_are_those_of_the_header():

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import Any, Callable, Optional, Tuple, TypeVar
+from typing import Any, Callable, List, Optional, Tuple, TypeVar
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
@@ -22,8 +22,12 @@ from .worker import WorkerHalf
 Call = TypeVar("Call", bound=Callable[..., Any])
 
 
-class NoMetadata(KVConnectorMetadata):
-    """The halves talk through a socket of their own: an idle engine has no steps that could carry anything."""
+class StepMetadata(KVConnectorMetadata):
+    """Empty, but for an experiment: the halves talk through a socket of their own, since an idle engine has no steps that
+    could carry anything."""
+
+    def __init__(self, returned: Optional[List[int]] = None) -> None:
+        self.returned = returned or []  # poisoned blocks that are in use again
 
 
 def harmless(answer: Any) -> Callable[[Call], Call]:
@@ -52,6 +56,7 @@ class PsiCacheConnector(KVConnectorBase_V1, SupportsHMA):
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any = None) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         self.works = os.environ.get("PSI_CACHE_DISABLE") != "1" and kv_cache_config is not None
+        self._poisons = os.environ.get("PSI_CACHE_VLLM_PAGES") == "poison"
         self.scheduler_half: Optional[SchedulerHalf] = None
         self.worker_half: Optional[WorkerHalf] = None
         if not self.works:
@@ -87,8 +92,10 @@ class PsiCacheConnector(KVConnectorBase_V1, SupportsHMA):
         if self.worker_half is not None:
             self.worker_half.register(kv_caches)
 
+    @harmless(None)
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        pass
+        if self._poisons and self.worker_half is not None:
+            self.worker_half.clean(getattr(self._get_connector_metadata(), "returned", []))
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         pass
@@ -122,13 +129,14 @@ class PsiCacheConnector(KVConnectorBase_V1, SupportsHMA):
             self.scheduler_half.allocated(blocks.get_block_ids())
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
-        self._scheduled(scheduler_output)
-        return NoMetadata()
+        return StepMetadata(self._scheduled(scheduler_output))
 
     @harmless(None)
-    def _scheduled(self, scheduler_output: Any) -> None:
-        if self.scheduler_half is not None:
-            self.scheduler_half.scheduled(scheduler_output)
+    def _scheduled(self, scheduler_output: Any) -> Optional[List[int]]:
+        if self.scheduler_half is None:
+            return None
+        self.scheduler_half.scheduled(scheduler_output)
+        return self.scheduler_half.take_returned() if self._poisons else None
 
     @harmless((False, None))
     def request_finished(self, request: Any, block_ids: Any) -> Tuple[bool, Optional[dict]]:

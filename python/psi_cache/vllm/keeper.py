@@ -66,6 +66,8 @@ class Keeper:
         self.preempts = False  # somebody preempts for what is owed: a running request's blocks can go, too
         self.owed = 0  # blocks that a trim wanted and could not get
         self.wish = Wish()
+        self.returned: List[int] = []  # to the pool; only kept where somebody asks (notes_returned)
+        self.notes_returned = False
 
     # ---- what vLLM does ------------------------------------------------------------------------
 
@@ -236,6 +238,7 @@ class Keeper:
         numbers = list(self.withheld)[: max(0, count)]
         if numbers:
             self.pool.free_blocks([self.withheld.pop(number) for number in numbers])
+            self.returned += numbers if self.notes_returned else []
         return len(numbers)
 
     def put_all_back(self) -> None:

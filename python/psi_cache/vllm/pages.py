@@ -129,6 +129,11 @@ class Pages:
             ctypes.memset(plane.base + run.first * plane.block_bytes, 0xFF, size)
         return size
 
+    def clean(self, block: int) -> None:
+        self.check(Run(block, 1))
+        for plane in self.planes:
+            ctypes.memset(plane.base + block * plane.block_bytes, 0, plane.block_bytes)
+
     def commit_by_touch(self) -> int:
         """A cache that was filled with zeros at start and not used since: all of it goes back, and comes when it is
         written. Pages of the small size, so that a token commits no 2 MiB. Bytes that went."""

@@ -81,6 +81,7 @@ class SchedulerHalf:
         floor = floor_of(self._vllm_config, self._kv_cache_config)
         policy = policy_of(self._extra.get("policy"))
         self.keeper = Keeper(pool, block_bytes, floor, self._remote.report, self._send, policy)
+        self.keeper.notes_returned = os.environ.get("PSI_CACHE_VLLM_PAGES") == "poison"
         self._thread = threading.Thread(target=self._watch, name="psi-vllm", daemon=True)
         self._idle = True  # nobody used the pool yet
         self._thread.start()
@@ -151,6 +152,14 @@ class SchedulerHalf:
         """The engine gets its pool back, and goes on without us."""
         keeper.put_all_back()
         self.keeper = None
+
+    def take_returned(self) -> List[int]:
+        """Blocks that came back to the pool since the last call."""
+        with self._lock:
+            returned = self.keeper.returned if self.keeper is not None else []
+            if self.keeper is not None:
+                self.keeper.returned = []
+            return returned
 
     def make_way(self) -> int:
         """For the scheduler class: takes what can be had, and answers how many blocks more are wanted."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Sequence
 
 from . import channel
 from .pages import NotUnderstood, Pages, planes_of
@@ -57,6 +57,13 @@ class WorkerHalf:
         finally:
             if self._peer is not None:
                 self._peer.close()
+
+    def clean(self, blocks: Sequence[int]) -> None:
+        """Poisoned blocks that a step may use from now on. As in any vLLM what lies in a new block must be numbers: the
+        attention of CPUs multiplies what is behind the text's end by zero."""
+        for block in blocks:
+            if self.pages is not None:
+                self.pages.clean(block)
 
     def shut_down(self) -> None:
         self._stops = True
