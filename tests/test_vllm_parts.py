@@ -56,6 +56,14 @@ def test_a_run_goes_from_every_plane_and_nothing_else_does():
         assert [memory.at(plane, block) for block in range(8)] == [7, 7, 0, 0, 0, 7, 7, 7]
 
 
+def test_what_was_only_read_is_no_memory():
+    memory = Memory(8)
+    pages = Pages(memory.planes, 8)
+    pages.give([Run(0, 8)])
+    assert [memory.at(0, block) for block in range(8)] == [0] * 8  # eight pages are there now: all the same one
+    assert pages.give([Run(0, 8)]) == 0
+
+
 def test_a_shared_page_stays_unless_both_its_blocks_are_out():
     memory = Memory(8, skew=64)
     pages = Pages(memory.planes, 8)
