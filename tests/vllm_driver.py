@@ -10,10 +10,8 @@ import sys
 import threading
 import time
 
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("PSI_CACHE_CONTROLLER", "off")  # trims by hand only: the same on each machine
-
+SETTINGS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING",
+            "PSI_CACHE_CONTROLLER": "off"}  # trims by hand only: the same on each machine
 FLAG = {"kv_connector": "PsiCacheConnector", "kv_role": "kv_producer"}
 WORDS = "the river ran under an old bridge while children counted boats and a grey heron stood still in the reeds".split()
 
@@ -180,6 +178,8 @@ SCENARIOS = {"returned": returned, "identical": identical, "prefixes": prefixes,
 
 
 def main():
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     model, names = sys.argv[1], sys.argv[2:]
     options = json.loads(os.environ.get("DRIVER_OPTIONS", "{}"))
     engine = Engine(model, **options)
