@@ -89,7 +89,7 @@ def test_what_is_withheld_is_never_read(tmp_path):
 
 
 def test_a_buffer_of_torchs_own(tmp_path):
-    """As before 0.32: whole pages inside torch's buffer. And a MultiConnector with another one."""
+    """As before 0.31: whole pages inside torch's buffer. And a MultiConnector with another one."""
     multi = {"kv_connector": "MultiConnector", "kv_role": "kv_both", "kv_connector_extra_config": {"connectors": [
         {"kv_connector": "PsiCacheConnector", "kv_role": "kv_both"},
         {"kv_connector": "ExampleConnector", "kv_role": "kv_both",

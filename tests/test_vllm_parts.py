@@ -186,6 +186,51 @@ def test_the_plugin_never_fails(monkeypatch, capsys):
     assert "cannot be registered" in capsys.readouterr().err
 
 
+FAKE_OLD_BASE = """
+import abc
+class KVConnectorMetadata: pass
+class KVConnectorBase_V1(abc.ABC):
+    def __init__(self, vllm_config, role): self.role = role
+    def register_kv_caches(self, kv_caches): pass
+    @abc.abstractmethod
+    def start_load_kv(self, forward_context): pass
+    @abc.abstractmethod
+    def wait_for_layer_load(self, layer_name): pass
+    @abc.abstractmethod
+    def save_kv_layer(self, layer_name, kv_layer, attn_metadata): pass
+    @abc.abstractmethod
+    def wait_for_save(self): pass
+    @abc.abstractmethod
+    def get_num_new_matched_tokens(self, request, num_computed_tokens): pass
+    @abc.abstractmethod
+    def update_state_after_alloc(self, request, blocks, num_external_tokens): pass
+    @abc.abstractmethod
+    def build_connector_meta(self, scheduler_output): pass
+"""
+
+
+def test_a_vllm_that_is_too_old_runs_with_a_connector_that_does_nothing(monkeypatch, capsys):
+    path = "vllm.distributed.kv_transfer.kv_connector.v1.base"
+    names = path.split(".")
+    modules = [types.ModuleType(".".join(names[: i + 1])) for i in range(len(names))]
+    exec(FAKE_OLD_BASE, vars(modules[-1]))
+    for module, child in zip(modules, modules[1:]):
+        setattr(module, child.__name__.rsplit(".", 1)[1], child)
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    for name in ("load", "absent"):
+        monkeypatch.delitem(sys.modules, f"psi_cache.vllm.{name}", raising=False)
+    import psi_cache.vllm.load as load
+
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "no bind_gpu_block_pool" in lines[0] and "untouched" in lines[0]
+    connector = load.PsiCacheConnector(None, "scheduler")
+    assert connector.get_num_new_matched_tokens(None, 0) == (0, False)
+    assert isinstance(connector.build_connector_meta(None), modules[-1].KVConnectorMetadata)
+    for name in ("load", "absent"):
+        sys.modules.pop(f"psi_cache.vllm.{name}", None)
+
+
 # ---- the two halves, over their socket -------------------------------------------------------------
 
 

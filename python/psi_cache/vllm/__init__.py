@@ -7,6 +7,7 @@ That flag is all (the package registers the name through vLLM's plugin entry poi
 The parts, each with one duty:
 
   plugin.py     the entry point: makes the connector's name known
+  load.py       the connector, or in a vLLM that is too old absent.py's, which does nothing
   connector.py  what vLLM calls; hands on to one of two halves, and lets no error of ours reach the engine
   hooks.py      is everything there that is needed? Else one line, and the engine runs untouched
   scheduler.py  the half in the scheduler's process: joins keeper, controller and channel

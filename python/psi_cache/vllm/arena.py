@@ -1,5 +1,5 @@
-"""A KV cache on whole pages, committed by touch, where vLLM lets a connector allocate it (get_mem_pool_context, since
-0.32). Inside the context torch.zeros of a large tensor in host memory is an anonymous mapping: zero by nature, and not in
+"""A KV cache on whole pages, committed by touch, where vLLM lets a connector allocate it (get_mem_pool_context, in
+0.31 and later). Inside the context torch.zeros of a large tensor in host memory is an anonymous mapping: zero by nature, and not in
 memory before it is written. Elsewhere, and for everything else, torch does what it does."""
 
 from __future__ import annotations

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from typing import Any, List, Optional
 
+# Of the connectors' base class; without these vLLM does not tell us enough. The others may be missing.
+BASE_CALLS = ("bind_gpu_block_pool", "on_new_request", "register_kv_caches", "build_connector_meta")
 # Of the block pool; that they do what we take them to do is tried at start (see works_as_expected).
 POOL_CALLS = ("get_num_free_blocks", "touch", "evict_blocks", "free_blocks")
+
+
+def missing_in_base(module: Any) -> Optional[str]:
+    """What the module of the connectors' base class lacks, in words; None: nothing."""
+    base = getattr(module, "KVConnectorBase_V1", None)
+    lacks = [name for name in BASE_CALLS if not callable(getattr(base, name, None))]
+    lacks += ["SupportsHMA"] if not hasattr(module, "SupportsHMA") else []
+    return f"its KV connectors have no {', '.join(lacks)}" if lacks else None
 
 
 def missing_in_pool(pool: Any) -> Optional[str]:

@@ -12,7 +12,7 @@ def register() -> None:
     try:
         from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
-        KVConnectorFactory.register_connector(NAME, "psi_cache.vllm.connector", NAME)
+        KVConnectorFactory.register_connector(NAME, "psi_cache.vllm.load", NAME)
     except ValueError:
         say(DEBUG, f"{NAME} is registered already")
     except Exception as error:  # whatever this vLLM is: it starts without us
