@@ -24,7 +24,7 @@ BUILD = os.path.join(HERE, "..", "build", "demo-vllm")
 MODEL = os.path.join(HERE, "..", ".cache", "models", "gemma-3-270m-vllm")
 SIDES = ("stock", "ours")
 WHAT = {"stock": "vLLM, unmodified and alone", "ours": "vLLM with the connector of psi_cache"}
-SLACK_BYTES = 48 * MIB
+SLACK_BYTES = 128 * MIB  # requests that come together need more, now and then, than those before
 SAMPLE_S, STATUS_S = 0.02, 0.5
 
 
@@ -99,22 +99,33 @@ class Watcher:
                 self.stats.append({"time_s": now, **said})
 
 
-def run_load(server, watcher, load, spike=None):
-    """Until the load is over or the server is gone. `spike` begins when some of the requests are answered."""
+def is_gone(pid):
+    try:
+        with open("/proc/%d/stat" % pid) as file:
+            return file.read().rsplit(")", 1)[1].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def run_load(server, watcher, load, pids, spike=None):
+    """Until the load is over or one of vLLM's processes is gone. `spike` begins when some requests are answered."""
     load.start()
     process = output = None
     limit = time.monotonic() + 1800
-    while load.is_alive() and server.alive() and time.monotonic() < limit:
+    while load.is_alive() and not any(map(is_gone, pids.values())) and time.monotonic() < limit:
         if watcher is not None:
             watcher.sample()
         if spike is not None and process is None and len(load.done) >= 4:
             process, output = spike()
         time.sleep(SAMPLE_S)
     load.over = True
+    gone = [name for name, pid in pids.items() if is_gone(pid)]
+    if gone:  # vLLM ends itself then, sooner or later
+        server.kill()
     if process is not None:
         process.wait()
     load.join(60)
-    return process, output
+    return process, output, gone
 
 
 def run_side(options, side, program):
@@ -136,13 +147,14 @@ def measure(options, side, program, group, server):
     start_bytes = needed_bytes(group)
     say("  %5.1f s  server is there: the group needs %s" % (time.monotonic() - began, mib(start_bytes)))
     warm = Load(server, options.clients, options.warm, options.prompt_tokens, options.tokens)
-    run_load(server, None, warm)
+    pids = server.pids()
+    run_load(server, None, warm, pids)
     warm_bytes = needed_bytes(group)
     say("  %5.1f s  %d requests answered: it needs %s" % (time.monotonic() - began, len(warm.done), mib(warm_bytes)))
     if options.limit_bytes is None:
         options.limit_bytes = (warm_bytes + SLACK_BYTES) // MIB * MIB
     group.set_limit(options.limit_bytes)
-    watcher = Watcher(group, server.pids())
+    watcher = Watcher(group, pids)
     pressure = group.pressure()
 
     def spike():
@@ -152,8 +164,10 @@ def measure(options, side, program, group, server):
             argparse.Namespace(hold=options.hold, spike_processes=2))
 
     load = Load(server, options.clients, options.requests, options.prompt_tokens, options.tokens, first=1000)
-    process, output = run_load(server, watcher, load, spike)
-    killed = bool(group.oom_kills()) and not server.alive()
+    process, output, gone = run_load(server, watcher, load, pids, spike)
+    killed = bool(group.oom_kills()) and bool(gone)
+    if not killed and len(load.done) < options.requests:
+        say("  not all were answered: %s; gone: %s" % (load.failed[:2], gone))
     summary = summarize(options, server, group, load, killed, process, watcher)
     summary.update({"needed_at_start_bytes": start_bytes, "needed_warm_bytes": warm_bytes,
                     "warm_tokens_per_s": round(warm.tokens_per_s(), 1),

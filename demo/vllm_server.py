@@ -3,7 +3,9 @@ import http.client
 import json
 import os
 import random
+import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -40,8 +42,8 @@ class Server:
         command += ["--scheduler-cls", scheduler] if scheduler else []
         self.log = tempfile.TemporaryFile()
         settings = {**os.environ, "VLLM_LOGGING_LEVEL": "WARNING", "PSI_CACHE_VERBOSE": "2", **dict(environment)}
-        start = group.start if group is not None else __import__("subprocess").Popen
-        self.process = start(command, stdin=-3, stdout=self.log, stderr=self.log, env=settings, start_new_session=True)
+        start = group.start if group is not None else subprocess.Popen
+        self.process = start(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, env=settings, start_new_session=True)
 
     def alive(self):
         return self.process.poll() is None
@@ -106,13 +108,21 @@ class Server:
         self.log.seek(0)
         return self.log.read().decode("utf-8", "replace")
 
+    def kill(self):
+        """All of it, at once."""
+        for pid in self.pids().values():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
     def stop(self):
         if self.alive():
             self.process.terminate()
             try:
                 self.process.wait(60)
-            except Exception:
-                self.process.kill()
+            except subprocess.TimeoutExpired:
+                self.kill()
         self.process.wait()
 
 

@@ -156,6 +156,19 @@ def test_nothing_moves_while_pages_are_on_their_way():
     assert len(bench.wish(5)) == 5
 
 
+def test_what_is_asked_meanwhile_is_done_afterwards():
+    bench = Bench()
+    bench.done(bench.request(20, cached=True))
+    bench.controller.next = [Wish(5 * BYTES), Wish(0, ALL)]  # the second when the first's going is told
+    bench.keeper.tick()
+    assert len(bench.keeper.going) == 5
+    bench.keeper.tick()
+    assert len(bench.controller.told) == 2  # nothing is taken that could not be done
+    bench.answer()
+    bench.keeper.tick()
+    assert not bench.keeper.withheld and bench.keeper.all_free()
+
+
 def test_what_is_withheld_comes_back_in_the_steps_asked_for():
     bench = Bench()
     bench.done(bench.request(20, cached=True))

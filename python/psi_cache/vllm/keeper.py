@@ -66,6 +66,7 @@ class Keeper:
         self.preempts = False  # somebody preempts for what is owed: a running request's blocks can go, too
         self.owed = 0  # blocks that a trim wanted and could not get
         self.wish = Wish()
+        self._kept = Wish()  # asked for while something was already going
         self.returned: List[int] = []  # to the pool; only kept where somebody asks (notes_returned)
         self.notes_returned = False
 
@@ -137,23 +138,26 @@ class Keeper:
     # ---- what is wanted ------------------------------------------------------------------------
 
     def tick(self, idle: bool = False) -> None:
-        """Tells the counts, takes the wish, and does of it what can be done now. The pool must be at rest."""
-        self.wish = self._report(self.counts())
-        self._given_bytes = self._taken_bytes = 0
+        """Tells the counts, takes the wish, and does of it what can be done now. The pool must be at rest. Nothing is
+        taken while pages are on their way: what a person asks for is asked once."""
         if self.going:
             return
-        if self.wish.trim_bytes > 0 or self.wish.pressed:
-            self._trim(-(-self.wish.trim_bytes // self.block_bytes), idle)
-            self._tell()
-        elif self.wish.restore_bytes > 0:
+        kept, self.wish = self._kept, self._ask()
+        self._kept = Wish()
+        trim_bytes = max(self.wish.trim_bytes, kept.trim_bytes)
+        if trim_bytes > 0 or self.wish.pressed:
+            self._trim(-(-trim_bytes // self.block_bytes), idle)
+            if self._going_touched:
+                self._kept = self._ask()  # what goes is told at once: else it would be asked for again
+        elif self.wish.restore_bytes > 0 or kept.restore_bytes > 0:
             self.owed = 0
-            self._put_back(min(len(self.withheld), -(-self.wish.restore_bytes // self.block_bytes)))
+            most_bytes = max(self.wish.restore_bytes, kept.restore_bytes)
+            self._put_back(min(len(self.withheld), -(-most_bytes // self.block_bytes)))
 
-    def _tell(self) -> None:
-        """What goes is told at once: else it would be asked for again."""
-        if self._going_touched:
-            further = self._report(self.counts())
-            self.owed += -(-further.trim_bytes // self.block_bytes)
+    def _ask(self) -> Wish:
+        wish = self._report(self.counts())
+        self._given_bytes = self._taken_bytes = 0
+        return wish
 
     def _trim(self, wanted: int, idle: bool) -> None:
         chosen = self._choose(wanted)
