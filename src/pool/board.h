@@ -10,7 +10,7 @@
 
 #include "psicache.h"
 
-#define PSI_BOARD_MAGIC UINT64_C(0x0035424953500a0d) /* changes with the layout */
+#define PSI_BOARD_MAGIC UINT64_C(0x0036424953500a0d) /* changes with the layout */
 
 typedef struct psi_board {
     uint64_t magic;

@@ -303,6 +303,7 @@ static void request(psi_cache *cache, uint32_t trim_permille, bool restore) {
             atomic_store(&pool->want_restore_all, true);
             atomic_store(&pool->want_trim_permille, 0);
         }
+        psi_remote_ring(pool);
     }
     pthread_mutex_unlock(&cache->lock);
 }
@@ -351,7 +352,8 @@ int psi_cache_set(psi_cache *cache, const char *name, const char *value) {
 static void add_pool_stats(psi_stats *s, psi_pool *pool) {
     pthread_mutex_lock(&pool->lock);
     uint64_t bytes = pool->block_total_bytes;
-    s->capacity_bytes += pool->blocks * bytes;
+    s->capacity_bytes += (pool->is_remote ? pool->lane_blocks : pool->blocks) * bytes;
+    s->withheld_bytes += pool->counts.withheld * bytes;
     s->resident_bytes += pool->resident * bytes;
     s->stored_bytes += pool->stored * bytes;
     s->dropped_bytes += pool->dropped * bytes;

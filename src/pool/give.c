@@ -18,7 +18,7 @@ void psi_give_measure(psi_cache *cache, psi_demand *demand) {
         demand->evictable_bytes += pool->evictable_bytes;
         demand->unwritten_bytes += pool->unwritten_bytes;
         demand->returnable_bytes += (uint64_t)(pool->hidden + pool->recomputable) * pool->block_total_bytes;
-        demand->pending_bytes += atomic_load(&pool->want_trim_bytes);
+        demand->pending_bytes += psi_pool_pending_bytes(pool);
         demand->returned_bytes += pool->returned_bytes;
         pthread_mutex_unlock(&pool->lock);
     }
@@ -80,6 +80,9 @@ static void ask_for_trim(psi_cache *cache, uint64_t want_bytes, uint64_t drop_by
         atomic_store(&pool->may_drop_bytes, part_of(drop_bytes, own.unwritten_bytes, demand->unwritten_bytes));
         (void)atomic_fetch_add(&pool->want_trim_bytes, bytes);
         atomic_store(&pool->want_write_bytes, bytes);
+        if (bytes > 0) {
+            psi_remote_ring(pool);
+        }
     }
 }
 
@@ -89,6 +92,7 @@ static void ask_for_restore(psi_cache *cache, uint64_t bytes) {
         uint64_t part = hidden < bytes ? hidden : bytes;
         if (part > 0) {
             atomic_store(&pool->want_restore_bytes, part);
+            psi_remote_ring(pool);
             bytes -= part;
         }
     }

@@ -18,7 +18,7 @@ static psi_totals totals_of(psi_cache *cache) {
         t.trimmed_bytes += pool->trimmed_bytes;
         t.restored_bytes += pool->restored_bytes;
         t.returned_bytes += pool->returned_bytes;
-        t.pending_bytes += atomic_load(&pool->want_trim_bytes);
+        t.pending_bytes += psi_pool_pending_bytes(pool);
         t.written_bytes += pool->written_bytes;
         t.write_us += pool->write_us;
         t.read_bytes += pool->read_bytes;

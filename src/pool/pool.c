@@ -101,6 +101,11 @@ static psi_pool *make(psi_cache *cache, const psi_pool_options *options, uint32_
     return pool;
 }
 
+uint64_t psi_pool_floor_bytes(const psi_pool *pool, const psi_pool_options *options, uint64_t capacity_bytes) {
+    uint64_t set = options->floor_bytes != 0 ? options->floor_bytes : psi_cache_floor_bytes(pool->cache);
+    return set != 0 ? set : capacity_bytes / 32;
+}
+
 static psi_pool *finish(psi_pool *pool, const psi_pool_options *options) {
     fill_blocks(pool);
     pool->record_bytes = round_up(pool->block_total_bytes, pool->page_bytes);
@@ -111,9 +116,7 @@ static psi_pool *finish(psi_pool *pool, const psi_pool_options *options) {
         errno = ENOMEM;
         return NULL;
     }
-    uint64_t capacity = (uint64_t)pool->blocks * pool->block_total_bytes;
-    uint64_t set = options->floor_bytes != 0 ? options->floor_bytes : psi_cache_floor_bytes(pool->cache);
-    pool->floor_bytes = set != 0 ? set : capacity / 32;
+    pool->floor_bytes = psi_pool_floor_bytes(pool, options, (uint64_t)pool->blocks * pool->block_total_bytes);
     memset(pool->record, 0, pool->record_bytes); /* committed now, and not in the first trim */
     memset(pool->ahead, 0, pool->record_bytes);
     memset(pool->candidates, 0, pool->blocks * sizeof(*pool->candidates));
@@ -123,10 +126,10 @@ static psi_pool *finish(psi_pool *pool, const psi_pool_options *options) {
 }
 
 /* A caller built with an older header knows fewer fields: the rest is at its default. */
-static int read_options(psi_pool_options *known, const psi_cache *cache, const psi_pool_options *options) {
+bool psi_pool_read_options(psi_pool_options *known, const psi_cache *cache, const psi_pool_options *options) {
     *known = (psi_pool_options){0};
     if (cache == NULL || options == NULL || options->size < sizeof(options->size)) {
-        return 0;
+        return false;
     }
     memcpy(known, options, options->size < sizeof(*known) ? options->size : sizeof(*known));
     return known->blocks > 0 && known->blocks < PSI_BLOCK_NONE;
@@ -134,7 +137,7 @@ static int read_options(psi_pool_options *known, const psi_cache *cache, const p
 
 psi_pool *psi_pool_create(psi_cache *cache, const psi_pool_options *given) {
     psi_pool_options known, *options = &known;
-    if (!read_options(options, cache, given) || options->block_bytes > SIZE_MAX / 2) {
+    if (!psi_pool_read_options(options, cache, given) || options->block_bytes > SIZE_MAX / 2) {
         errno = EINVAL;
         return NULL;
     }
@@ -161,7 +164,7 @@ psi_pool *psi_pool_create(psi_cache *cache, const psi_pool_options *given) {
 
 psi_pool *psi_pool_adopt(psi_cache *cache, const psi_pool_options *given) {
     psi_pool_options known, *options = &known;
-    int sound = read_options(options, cache, given);
+    bool sound = psi_pool_read_options(options, cache, given);
     uint32_t lanes = options->lanes != 0 ? options->lanes : 1;
     uint32_t blocks = 0;
     if (!sound || options->planes == NULL || options->planes_per_lane == 0 ||
@@ -473,7 +476,7 @@ static void regrow(psi_pool *pool, uint64_t bytes) {
 }
 
 int psi_pool_step(psi_pool *pool) {
-    if (pool == NULL) {
+    if (pool == NULL || pool->is_remote) { /* whose wishes are its owner's to take */
         return -EINVAL;
     }
     pthread_mutex_lock(&pool->lock);

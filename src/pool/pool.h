@@ -115,6 +115,9 @@ struct psi_pool {
                                                     engine can compute again */
     uint64_t want_recompute_bytes;               /* it may bring back now; UINT64_MAX: all, by hand */
     uint64_t recomputed_bytes, recompute_us;
+    bool is_remote; /* remote.c: counts of memory that lies elsewhere, and no block here */
+    int wake_fd;    /* rung when something is asked of it; 0: none */
+    psi_pool_counts counts;
     psi_fetch fetches[PSI_FETCH_BLOCKS];
     _Atomic bool wants_fetch; /* some are ASKED; the writer's to clear */
     _Atomic bool wants_tidy;  /* blocks were freed whose records have room on the disk; the writer's to clear */
@@ -223,6 +226,17 @@ bool psi_clean_is_full(int error);
 void psi_clean_say_error(psi_pool *pool, int error);
 /* Frees the disk's room of one forgotten record; writer's thread, without the lock. False: there is none. */
 bool psi_clean_tidy_one(psi_pool *pool);
+
+/* pool.c, for remote.c: options of an older caller filled up (false: not sound); the floor of a pool of so many bytes.
+ */
+bool psi_pool_read_options(psi_pool_options *known, const psi_cache *cache, const psi_pool_options *options);
+uint64_t psi_pool_floor_bytes(const psi_pool *pool, const psi_pool_options *options, uint64_t capacity_bytes);
+
+/* remote.c. As psi_trim_survey, from what the owner reported; wakes the owner, any thread; what was asked of a pool and
+ * is not given yet (of a remote one, what its owner is giving, too). */
+void psi_remote_survey(psi_pool *pool);
+void psi_remote_ring(const psi_pool *pool);
+uint64_t psi_pool_pending_bytes(const psi_pool *pool);
 
 /* pool.c: restored less returned to the system, at most 0. */
 int64_t psi_pool_own_balance_bytes(const psi_pool *pool);

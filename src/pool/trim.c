@@ -182,6 +182,10 @@ uint32_t psi_trim_next_unwritten(psi_pool *pool, psi_trim_scope scope) {
 static uint64_t lesser(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
 void psi_trim_survey(psi_pool *pool) {
+    if (pool->is_remote) {
+        psi_remote_survey(pool);
+        return;
+    }
     uint64_t bytes = 0, unwritten = 0;
     pool->hidden = 0;
     pool->clean_bytes = 0;

@@ -122,6 +122,10 @@ static void show_cache(const psi_stats *s) {
     printf("resident %s  stored %s  dropped %s  of %s in %" PRIu64 " pool%s\n", tool_bytes(a, s->resident_bytes),
            tool_bytes(b, s->stored_bytes), tool_bytes(c, s->dropped_bytes), tool_bytes(d, s->capacity_bytes), s->pools,
            s->pools == 1 ? "" : "s");
+    if (s->withheld_bytes) {
+        label("withheld");
+        printf("%s that the engine may not use for now\n", tool_bytes(a, s->withheld_bytes));
+    }
     label("so far");
     printf("%" PRIu64 " trim%s (%s)  %" PRIu64 " restore%s (%s)  %" PRIu64 " refused  %" PRIu64 " steps", s->trims,
            s->trims == 1 ? "" : "s", tool_bytes(a, s->trimmed_bytes), s->restores, s->restores == 1 ? "" : "s",
@@ -209,6 +213,7 @@ static void json_stats(const psi_stats *s) {
                   {"resident_bytes", s->resident_bytes},
                   {"stored_bytes", s->stored_bytes},
                   {"dropped_bytes", s->dropped_bytes},
+                  {"withheld_bytes", s->withheld_bytes},
                   {"trims", s->trims},
                   {"restores", s->restores},
                   {"refusals", s->refusals},

@@ -1,0 +1,93 @@
+"""Do vLLM's greedy texts change when blocks go and come? And where they do in bf16: why?
+
+Each row is an engine of its own (tests/vllm_driver.py) that answers the same requests; compared with the row "reference",
+an engine with a large cache and without us:
+
+  native   without us, in a cache so small that vLLM preempts and computes again
+  keep     with us under random trims; withheld blocks keep their pages and bytes
+  drop     with us under random trims; their pages go back
+  poison   with us under random trims; withheld blocks are filled with what is not a number
+
+If bf16 texts differ by rounding (a request that is computed again is cut into other pieces), native differs as much, and
+only at near-ties: the gap shown is that of the reference's two best tokens where a text first differs, in nats. In f32
+nothing may differ. Writes build/bench/vllm_differences-<dtype>.json; ends with 1 when the bar is missed.
+"""
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "bench"
+ROWS = ("reference", "native", "keep", "drop", "poison")
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=str(ROOT / ".cache" / "models" / "gemma-3-270m-vllm"))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    return parser.parse_args()
+
+
+def engine_of(row, options):
+    """Environment and engine options of a row. Small: twice the floor of one request, for eight at once."""
+    block_bytes = 3 * 128 * 1024 * (2 if options.dtype == "float32" else 1)
+    small, large = 72 * block_bytes, 512 * block_bytes
+    settings = {"dtype": options.dtype, "kv_cache_memory_bytes": large if row == "reference" else small}
+    if row in ("reference", "native"):
+        settings["kv_transfer_config"] = None
+    return {"PSI_CACHE_VLLM_PAGES": row if row in ("keep", "poison") else "drop"}, settings
+
+
+def run(row, options):
+    environment, settings = engine_of(row, options)
+    environment.update(DRIVER_OPTIONS=json.dumps(settings), DRIVER_REQUESTS=str(options.requests),
+                       DRIVER_TOKENS=str(options.tokens))
+    done = subprocess.run([sys.executable, str(ROOT / "tests" / "vllm_driver.py"), options.model, "written"],
+                          env={**os.environ, **environment}, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        raise SystemExit(f"{row} did not finish:\n{done.stdout[-1500:]}{done.stderr[-3000:]}")
+    return json.loads(lines[-1][len("RESULT "):])["written"]
+
+
+def differences(reference, other):
+    """For each text that differs: (number, place, gap there)."""
+    found = []
+    for number, (left, right) in enumerate(zip(reference["tokens"], other["tokens"])):
+        if left != right:
+            place = next((i for i, (a, b) in enumerate(zip(left, right)) if a != b), min(len(left), len(right)))
+            gaps = reference["gaps"][number]
+            found.append((number, place, gaps[place] if place < len(gaps) else None))
+    return found
+
+
+def main():
+    options = arguments()
+    BUILD.mkdir(parents=True, exist_ok=True)
+    path = BUILD / f"vllm_differences-{options.dtype}.json"
+    results, texts = {}, {}
+    rows = ["reference", *[row for row in options.rows if row != "reference"]]
+    for row in rows:
+        texts[row] = run(row, options)
+        different = differences(texts["reference"], texts[row])
+        largest = max((gap for _, _, gap in different if gap is not None), default=None)
+        results[row] = {"requests": options.requests, "different": different, "preemptions": texts[row]["preemptions"],
+                        "trims": texts[row]["trims"], "given_bytes": texts[row]["given_bytes"], "largest_gap": largest}
+        print(f"  {row:10} {len(different):4} of {options.requests} differ; largest gap {largest}; "
+              f"{texts[row]['preemptions']} preemptions, {texts[row]['trims']} trims, "
+              f"{texts[row]['given_bytes'] >> 20} MiB given back", flush=True)
+        path.write_text(json.dumps({"dtype": options.dtype, "tokens": options.tokens, "rows": results}, indent=1) + "\n")
+    if options.dtype == "float32" and any(results[row]["different"] for row in rows):
+        print("bar missed: in f32 every text must be identical")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

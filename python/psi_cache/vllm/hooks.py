@@ -1,0 +1,40 @@
+"""Is everything there that is needed? Looked at when the engine starts, not assumed by version."""
+
+from __future__ import annotations
+
+from typing import Any, List, Optional
+
+# Of the connectors' base class; without these vLLM does not tell us enough. The others may be missing.
+BASE_CALLS = ("bind_gpu_block_pool", "on_new_request", "register_kv_caches", "build_connector_meta")
+# Of the block pool; that they do what we take them to do is tried at start (see works_as_expected).
+POOL_CALLS = ("get_num_free_blocks", "touch", "evict_blocks", "free_blocks")
+
+
+def missing_in_base(module: Any) -> Optional[str]:
+    """What the module of the connectors' base class lacks, in words; None: nothing."""
+    base = getattr(module, "KVConnectorBase_V1", None)
+    lacks = [name for name in BASE_CALLS if not callable(getattr(base, name, None))]
+    lacks += ["SupportsHMA"] if not hasattr(module, "SupportsHMA") else []
+    return f"its KV connectors have no {', '.join(lacks)}" if lacks else None
+
+
+def missing_in_pool(pool: Any) -> Optional[str]:
+    """What the block pool lacks, in words; None: nothing."""
+    lacks: List[str] = [name for name in POOL_CALLS if not callable(getattr(pool, name, None))]
+    if not isinstance(getattr(pool, "blocks", None), list) or not pool.blocks:
+        lacks.append("blocks")
+    elif not all(hasattr(pool.blocks[-1], name) for name in ("block_id", "ref_cnt", "block_hash", "is_null")):
+        lacks.append("a block's block_id, ref_cnt, block_hash or is_null")
+    return f"its block pool has no {', '.join(lacks)}" if lacks else None
+
+
+def works_as_expected(pool: Any) -> bool:
+    """Takes one block out of an unused pool, and puts it back."""
+    free = pool.get_num_free_blocks()
+    block = next((b for b in pool.blocks if not b.is_null and b.ref_cnt == 0), None)
+    if block is None:
+        return False
+    pool.touch([block])
+    taken = pool.get_num_free_blocks() == free - 1 and block.ref_cnt == 1
+    pool.free_blocks([block])
+    return taken and pool.get_num_free_blocks() == free and block.ref_cnt == 0

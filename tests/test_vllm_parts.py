@@ -1,0 +1,420 @@
+"""The vLLM adapter's parts that need no vLLM: pages, channel, hooks, halves. Runs everywhere."""
+import ctypes
+import errno
+import mmap
+import os
+import pathlib
+import re
+import sys
+import threading
+import time
+import types
+import uuid
+
+import pytest
+from fake_vllm import FakeBlockPool, FakeTensor
+
+from psi_cache.vllm import channel, hooks, plugin, remote
+from psi_cache.vllm import pages as pages_module
+from psi_cache.vllm.channel import Run
+from psi_cache.vllm.pages import PAGE_BYTES, NotUnderstood, Pages, Plane, planes_of, resident_bytes, span
+from psi_cache.vllm.scheduler import SchedulerHalf, floor_of
+from psi_cache.vllm.worker import WorkerHalf
+
+BLOCK = 4 * PAGE_BYTES
+
+
+class Memory:
+    """Anonymous memory, all of it written; `skew` bytes behind a page, as torch's buffers are."""
+
+    def __init__(self, blocks, skew=0, planes=2):
+        self._map = mmap.mmap(-1, planes * blocks * BLOCK + PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._bytes = (ctypes.c_ubyte * len(self._map)).from_buffer(self._map)
+        self.begin = ctypes.addressof(self._bytes)
+        ctypes.memset(self.begin, 7, len(self._map))
+        self.blocks, self.base = blocks, self.begin + skew
+        self.planes = [Plane(self.base + i * blocks * BLOCK, BLOCK) for i in range(planes)]
+
+    def at(self, plane, block, offset=0):
+        return ctypes.c_ubyte.from_address(self.planes[plane].base + block * BLOCK + offset).value
+
+    def resident(self):
+        return resident_bytes(self.begin, self.begin + len(self._map))
+
+
+# ---- pages ---------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_from_every_plane_and_nothing_else_does():
+    memory = Memory(8)
+    pages, before = Pages(memory.planes, 8), memory.resident()
+    assert pages.block_bytes == 2 * BLOCK
+    assert pages.give([Run(2, 3)]) == 6 * BLOCK == pages.gone_bytes
+    assert before - memory.resident() == 6 * BLOCK
+    assert pages.give([Run(2, 3)]) == 0  # what is gone goes but once
+    for plane in (0, 1):
+        assert [memory.at(plane, block) for block in range(8)] == [7, 7, 0, 0, 0, 7, 7, 7]
+
+
+def test_what_was_only_read_is_no_memory():
+    memory = Memory(8)
+    pages = Pages(memory.planes, 8)
+    pages.give([Run(0, 8)])
+    assert [memory.at(0, block) for block in range(8)] == [0] * 8  # eight pages are there now: all the same one
+    assert pages.give([Run(0, 8)]) == 0
+
+
+def test_a_shared_page_stays_unless_both_its_blocks_are_out():
+    memory = Memory(8, skew=64)
+    pages = Pages(memory.planes, 8)
+    assert pages.give([Run(2, 1)]) == 2 * (BLOCK - PAGE_BYTES)
+    assert memory.at(0, 1, BLOCK - 1) == memory.at(0, 3) == 7
+    assert memory.at(0, 2) == 7  # the beginning of it lies on the page of block 1
+    assert pages.give([Run(3, 1, with_left=True)]) == 2 * BLOCK
+    assert memory.at(0, 4) == memory.at(1, 1) == 7
+
+
+def test_the_whole_pages_of_a_run():
+    plane = Plane(10 * PAGE_BYTES + 64, BLOCK)
+    assert span(plane, Run(0, 2)) == (11 * PAGE_BYTES, 18 * PAGE_BYTES)
+    assert span(plane, Run(0, 2, True, True)) == (10 * PAGE_BYTES, 19 * PAGE_BYTES)
+    begin, end = span(Plane(64, 100), Run(1, 1))
+    assert end <= begin  # blocks smaller than a page: none
+
+
+def test_runs_out_of_bounds_are_refused_and_nothing_goes():
+    memory = Memory(8)
+    pages, before = Pages(memory.planes, 8), memory.resident()
+    for run in (Run(7, 2), Run(0, 0), Run(9, 1)):
+        with pytest.raises(ValueError, match="of 8"):
+            pages.give([run])
+    assert memory.resident() == before
+
+
+def test_a_new_cache_is_committed_by_touch():
+    memory = Memory(8, skew=64)
+    assert Pages(memory.planes, 8).commit_by_touch() > 2 * 8 * BLOCK - 3 * PAGE_BYTES
+    ctypes.memset(memory.planes[0].base + 3 * BLOCK, 9, 1)
+    assert memory.at(0, 3) == 9 and memory.resident() < 6 * PAGE_BYTES
+
+
+def test_poison_is_no_number_in_any_type():
+    memory = Memory(8)
+    assert Pages(memory.planes, 8, "keep").give([Run(1, 1)]) == 2 * BLOCK and memory.at(1, 1) == 7
+    assert Pages(memory.planes, 8, "poison").give([Run(1, 1)]) == 2 * BLOCK
+    value = ctypes.c_float.from_address(memory.planes[1].base + BLOCK).value
+    assert value != value and memory.at(0, 2) == 7
+    Pages(memory.planes, 8, "poison").clean(1)
+    assert memory.at(1, 1) == memory.at(0, 1, BLOCK - 1) == 0 and memory.at(0, 2) == memory.at(1, 0) == 7
+
+
+def test_the_structures_are_those_of_the_header():
+    """Field by field: a field that is added in one place only would shift the others."""
+    header = (pathlib.Path(__file__).resolve().parent.parent / "include" / "psicache.h").read_text()
+    for name, structure in (("psi_pool_options", remote.PoolOptions), ("psi_pool_counts", remote.PoolCounts),
+                            ("psi_pool_wish", remote.PoolWish)):
+        body = re.search(r"typedef struct %s \{(.*?)\} %s;" % (name, name), header, re.S).group(1)
+        body = re.sub(r"/\*.*?\*/", "", body, flags=re.S)
+        fields = re.findall(r"([a-z_]+);", body)
+        assert fields == [field for field, _ in structure._fields_]
+
+
+# ---- layouts -------------------------------------------------------------------------------------
+
+
+def test_rows_that_layers_share_count_once():
+    blocks, elements = 16, BLOCK // 2
+    tensors = {f"layer {i}": FakeTensor((blocks, 1, 128, elements // 128), (elements, elements, elements // 128, 1),
+                                        (1 << 20) * (1 + i % 3)) for i in range(9)}
+    assert planes_of(tensors, blocks) == [Plane((1 << 20) * (1 + i), BLOCK) for i in range(3)]
+
+
+def test_a_block_that_kernels_see_as_several_is_one():
+    tensor = FakeTensor((32, 64), (64, 1), 1 << 20)
+    assert planes_of({"a": tensor}, 16) == [Plane(1 << 20, 2 * 64 * 2)]
+
+
+@pytest.mark.parametrize("tensors, word", [
+    ({"a": FakeTensor((16, 8), (8, 1), 4096, device="cuda:0")}, "device"),
+    ({"a": FakeTensor((2, 16, 8), (128, 8, 1), 4096)}, "first dimension"),
+    ({"a": FakeTensor((16, 8), (4, 1), 4096)}, "within each other"),
+    ({"a": FakeTensor((16, 8), (8, 1), 4096), "b": FakeTensor((16, 8), (8, 1), 4096 + 8)}, "not contiguous"),
+    ({}, "no KV cache"),
+])
+def test_what_is_not_understood_is_said(tensors, word):
+    with pytest.raises(NotUnderstood, match=word):
+        planes_of(tensors, 16)
+
+
+# ---- channel and hooks ---------------------------------------------------------------------------
+
+
+def test_packets_come_through_and_others_do_not():
+    runs = [Run(1, 2, True, False), Run(9, 1, False, True)]
+    assert channel.unpack_give(channel.pack_give(5, runs)) == (5, runs)
+    assert channel.unpack_gave(channel.pack_gave(5, 1 << 40)) == (5, 1 << 40)
+    for packet in (b"", b"x", channel.pack_gave(1, 2), channel.pack_give(1, runs)[:-1]):
+        with pytest.raises(ValueError):
+            channel.unpack_give(packet)
+    with pytest.raises(ValueError):
+        channel.unpack_gave(channel.pack_give(1, runs[:1]))
+
+
+def test_a_pool_that_lacks_a_call_is_named():
+    pool = FakeBlockPool(4)
+    assert hooks.missing_in_pool(pool) is None and hooks.works_as_expected(pool)
+    assert pool.get_num_free_blocks() == 4
+    pool.evict_blocks = None
+    assert "evict_blocks" in hooks.missing_in_pool(pool)
+    assert "blocks" in hooks.missing_in_pool(types.SimpleNamespace(blocks=[]))
+
+
+def test_a_pool_that_does_otherwise_is_found_out():
+    class Stubborn(FakeBlockPool):
+        def touch(self, blocks):
+            pass
+
+        def free_blocks(self, blocks):
+            pass
+
+    assert not hooks.works_as_expected(Stubborn(4))
+
+
+def test_the_plugin_never_fails(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "vllm", None)  # an import of it raises ImportError
+    plugin.register()
+    assert "cannot be registered" in capsys.readouterr().err
+
+
+FAKE_OLD_BASE = """
+import abc
+class KVConnectorMetadata: pass
+class KVConnectorBase_V1(abc.ABC):
+    def __init__(self, vllm_config, role): self.role = role
+    def register_kv_caches(self, kv_caches): pass
+    @abc.abstractmethod
+    def start_load_kv(self, forward_context): pass
+    @abc.abstractmethod
+    def wait_for_layer_load(self, layer_name): pass
+    @abc.abstractmethod
+    def save_kv_layer(self, layer_name, kv_layer, attn_metadata): pass
+    @abc.abstractmethod
+    def wait_for_save(self): pass
+    @abc.abstractmethod
+    def get_num_new_matched_tokens(self, request, num_computed_tokens): pass
+    @abc.abstractmethod
+    def update_state_after_alloc(self, request, blocks, num_external_tokens): pass
+    @abc.abstractmethod
+    def build_connector_meta(self, scheduler_output): pass
+"""
+
+
+def test_a_vllm_that_is_too_old_runs_with_a_connector_that_does_nothing(monkeypatch, capsys):
+    path = "vllm.distributed.kv_transfer.kv_connector.v1.base"
+    names = path.split(".")
+    modules = [types.ModuleType(".".join(names[: i + 1])) for i in range(len(names))]
+    exec(FAKE_OLD_BASE, vars(modules[-1]))
+    for module, child in zip(modules, modules[1:]):
+        setattr(module, child.__name__.rsplit(".", 1)[1], child)
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    for name in ("load", "absent"):
+        monkeypatch.delitem(sys.modules, f"psi_cache.vllm.{name}", raising=False)
+    import psi_cache.vllm.load as load
+
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "no bind_gpu_block_pool" in lines[0] and "untouched" in lines[0]
+    connector = load.PsiCacheConnector(None, "scheduler")
+    assert connector.get_num_new_matched_tokens(None, 0) == (0, False)
+    assert isinstance(connector.build_connector_meta(None), modules[-1].KVConnectorMetadata)
+    for name in ("load", "absent"):
+        sys.modules.pop(f"psi_cache.vllm.{name}", None)
+
+
+# ---- the two halves, over their socket -------------------------------------------------------------
+
+
+def fake_spec(blocks_needed):
+    return types.SimpleNamespace(block_size=16, page_size_bytes=10, max_memory_usage_bytes=lambda config: blocks_needed * 10)
+
+
+def fake_configs(blocks=32):
+    """vllm_config and kv_cache_config, as far as we look at them."""
+    vllm_config = types.SimpleNamespace(
+        model_config=types.SimpleNamespace(max_model_len=64),
+        scheduler_config=types.SimpleNamespace(watermark=0.0),
+        parallel_config=types.SimpleNamespace(world_size=1, rank=0))
+    groups = [types.SimpleNamespace(kv_cache_spec=fake_spec(4)), types.SimpleNamespace(kv_cache_spec=fake_spec(2))]
+    return vllm_config, types.SimpleNamespace(num_blocks=blocks, kv_cache_groups=groups)
+
+
+def schedule(tokens, new=(), computed=0):
+    """A SchedulerOutput, as far as we look at it."""
+    return types.SimpleNamespace(
+        total_num_scheduled_tokens=tokens,
+        scheduled_new_reqs=[types.SimpleNamespace(block_ids=groups, num_computed_tokens=computed) for groups in new],
+        scheduled_cached_reqs=types.SimpleNamespace(new_block_ids=[]))
+
+
+class Pair:
+    """Both halves on real memory and the real library, trimmed by hand."""
+
+    def __init__(self, monkeypatch, tmp_path, blocks=32):
+        monkeypatch.setenv("PSI_CACHE_CONTROLLER", "off")
+        monkeypatch.setenv("PSI_CACHE_RUN_DIR", str(tmp_path))
+        self.engine_id = str(uuid.uuid4())
+        self.vllm_config, self.kv_config = fake_configs(blocks)
+        self.memory = Memory(blocks)
+        self.worker = WorkerHalf(self.vllm_config, self.kv_config, self.engine_id)
+        self.scheduler = SchedulerHalf(self.vllm_config, self.kv_config, self.engine_id, {})
+        self.pool = FakeBlockPool(blocks - 1)
+
+    def start(self, **changes):
+        elements = BLOCK // 2
+        tensors = {f"layer {i}": FakeTensor((self.memory.blocks, elements), (elements, 1), plane.base, **changes)
+                   for i, plane in enumerate(self.memory.planes)}
+        self.worker.register(tensors)
+        self.scheduler.bind(self.pool)
+        return self
+
+    def use(self, count):
+        """A request that writes its blocks, and ends; the engine is idle after it."""
+        self.scheduler.new_request("r")
+        numbers = self.pool.allocate(count, cached=True)
+        self.scheduler.scheduled(schedule(1, [(numbers, [])]))
+        for number in numbers:
+            for plane in self.memory.planes:
+                ctypes.memset(plane.base + number * BLOCK, 5, BLOCK)
+        self.scheduler.finished("r", (numbers, []))
+        self.pool.release(numbers)
+        self.scheduler.scheduled(schedule(0))
+        return numbers
+
+    def stop(self):
+        self.scheduler.shut_down()
+        self.worker.shut_down()
+
+
+@pytest.fixture
+def pair(monkeypatch, tmp_path):
+    made = Pair(monkeypatch, tmp_path)
+    yield made
+    made.stop()
+
+
+def wait(true):
+    until = time.monotonic() + 60
+    while not true() and time.monotonic() < until:
+        time.sleep(0.005)
+    return true()
+
+
+def test_an_idle_engine_gives_its_pages_without_a_step(pair):
+    import psi_cache
+
+    pair.start()
+    keeper = pair.scheduler.keeper
+    pair.use(12)
+    before = pair.memory.resident()
+    psi_cache.trim(1.0)
+    assert wait(lambda: keeper.given_bytes > 0 and not keeper.going)
+    # All but the library's own floor, 1/32 of 31 blocks.
+    assert keeper.given_bytes == before - pair.memory.resident() == 12 * 2 * BLOCK
+    assert psi_cache.stats()["withheld_bytes"] == len(keeper.withheld) * 2 * BLOCK > 0
+    psi_cache.restore()
+    assert wait(lambda: not keeper.withheld) and keeper.all_free()
+
+
+def test_a_busy_engine_is_left_to_its_own_thread(pair):
+    import psi_cache
+
+    pair.start()
+    keeper = pair.scheduler.keeper
+    pair.use(12)
+    pair.scheduler.new_request("busy")
+    psi_cache.trim(1.0)
+    time.sleep(0.3)
+    assert not keeper.going and not keeper.withheld and pair.pool.get_num_free_blocks() == 31
+    pair.scheduler.scheduled(schedule(1, [(pair.pool.allocate(2), [])]))
+    assert keeper.going or keeper.withheld
+    assert wait(lambda: not keeper.going) and keeper.usable() >= keeper.floor_blocks
+
+
+def test_no_request_waits_for_an_engine_that_was_never_used(pair):
+    import psi_cache
+
+    pair.start()
+    psi_cache.trim(1.0)
+    time.sleep(0.1)
+    assert pair.scheduler.keeper.all_free()
+
+
+def test_a_cache_on_a_device_is_refused_in_one_line(pair, capsys):
+    pair.start(device="cuda:0")
+    assert pair.scheduler.keeper is None
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "runs untouched" in lines[0] and "device" in lines[0]
+    pair.scheduler.new_request("r")  # and every call is harmless
+    pair.scheduler.scheduled(schedule(1))
+    assert pair.scheduler.make_way() == 0
+
+
+def test_no_worker_on_this_machine_is_one_line(pair, capsys):
+    pair.scheduler.bind(pair.pool)
+    assert pair.scheduler.keeper is None and "worker 0 is not reached" in capsys.readouterr().err
+
+
+def test_an_unknown_pool_is_one_line(pair, capsys):
+    pair.pool.evict_blocks = None
+    pair.start()
+    assert pair.scheduler.keeper is None and "no evict_blocks" in capsys.readouterr().err
+
+
+def test_a_worker_that_dies_leaves_the_engine_its_pool(pair):
+    import psi_cache
+
+    pair.start()
+    pair.use(12)
+    psi_cache.trim(0.5)
+    assert wait(lambda: pair.scheduler.keeper.withheld)
+    pair.worker.shut_down()
+    assert wait(lambda: pair.scheduler._failed)
+    pair.scheduler.scheduled(schedule(0))
+    assert pair.scheduler.keeper is None and pair.pool.get_num_free_blocks() == 31
+
+
+def test_a_second_engine_of_the_same_name_is_told(pair, capsys):
+    pair.start()
+    other = WorkerHalf(pair.vllm_config, pair.kv_config, pair.engine_id)
+    other.register({})
+    assert "engine_id used twice" in capsys.readouterr().err or other._listener is not None
+    other.shut_down()
+
+
+def test_the_floor_is_one_longest_request_in_all_groups():
+    vllm_config, kv_config = fake_configs()
+    assert floor_of(vllm_config, kv_config) == (4 + 1) + (2 + 1) + 1
+    kv_config.kv_cache_groups[0].kv_cache_spec.max_memory_usage_bytes = None  # another version's
+    assert floor_of(vllm_config, kv_config) == (64 // 16 + 1) + (2 + 1) + 1
+
+
+def test_threads_and_descriptors_end_with_the_halves(monkeypatch, tmp_path):
+    def descriptors():
+        return len(os.listdir("/proc/self/fd"))
+
+    made = Pair(monkeypatch, tmp_path).start()
+    made.stop()
+    before, threads = descriptors(), threading.active_count()
+    for _ in range(5):
+        made = Pair(monkeypatch, tmp_path).start()
+        made.use(4)
+        made.stop()
+    assert wait(lambda: threading.active_count() <= threads) and descriptors() <= before + 1
+
+
+def test_what_the_kernel_refuses_is_an_error(monkeypatch):
+    memory = Memory(4)
+    monkeypatch.setattr(pages_module, "_MADV_DONTNEED", 12345)
+    with pytest.raises(OSError, match="madvise") as error:
+        Pages(memory.planes, 4).give([Run(1, 1)])
+    assert error.value.errno == errno.EINVAL
