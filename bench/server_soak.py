@@ -4,8 +4,8 @@ Each client has conversations about documents of its own: it asks for the number
 after question, thinks in between (its slot sleeps), sometimes goes away in the middle of an answer, and takes the next
 document. The server runs in a memory group with a real limit; neighbours take memory there and give it back, again and
 again, so that a part of the cache has to go. What each question's right answer is was found out before, from the same
-server with the same clients and no pressure: asked at least twice each. Questions that an unpressed run answers now
-this way and now that (batches differ when clients come together) are counted apart.
+server with the same clients and no pressure: asked twice by all at once, and once alone. Questions that an unpressed
+run answers now this way and now that (in other batches a few come out otherwise) are counted apart.
 
     make bench-server-soak ARGS="--minutes 30"       # the full form; the default is 3 minutes
 """
