@@ -43,7 +43,7 @@ def test_the_smaller_context_bears_the_largest_spike_and_is_the_largest_that_doe
         return PLAN.stock_bytes - (PLAN.context_tokens - tokens) * PLAN.bytes_per_token
 
     tokens = PLAN.smaller_tokens
-    assert need_bytes(tokens) + PLAN.most_bytes + oom_draw.FIT_BYTES <= PLAN.limit_bytes
+    assert need_bytes(tokens) + PLAN.most_bytes <= PLAN.limit_bytes
     assert need_bytes(tokens + oom_draw.CONTEXT_STEP) + PLAN.most_bytes + oom_draw.FIT_BYTES > PLAN.limit_bytes
     small = next(side for side in oom_draw.SIDES if side.fits)
     assert PLAN.fill_of(small) + oom_draw.PROMPT_TOKENS + oom_draw.SPAN_TOKENS <= tokens
