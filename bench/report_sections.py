@@ -36,6 +36,14 @@ def plain(axis):
     axis.set_axisbelow(True)
 
 
+def plain_log(axis):
+    """A logarithmic axis whose marks are numbers, 1, 2 and 5 of each power of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: "{:,g}".format(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def whiskers(values, intervals):
     """Error bars for matplotlib, of [low, high] intervals; none where there is no interval."""
     return [[value - (interval or [value])[0] for value, interval in zip(values, intervals)],
@@ -76,6 +84,7 @@ def oom_table(result):
                 for value, mark in zip(points, "o|x"):
                     steps.plot(value, y, mark, color=colours[y], markersize=8)
         steps.set_xscale("log")
+        plain_log(steps.xaxis)
         steps.set_xlabel("step, ms: p50 (o), p99 (|), worst (x)")
         for axis in (kills, memory, steps):
             axis.invert_yaxis()
@@ -115,6 +124,7 @@ def latency(result):
                           label="%s, %s" % (row["side"], row["when"]))
             axis.set_xscale("log")
             axis.set_yscale("log")
+            plain_log(axis.xaxis)
             axis.set_xlabel("step time, ms")
             axis.set_ylabel("steps")
             axis.set_title(work, loc="left", fontsize=10)
@@ -290,8 +300,7 @@ def restore_against_recompute(result):
         bars = axis.barh(range(len(values)), values, color=colours)
         axis.bar_label(bars, ["%.0f ms" % value for value in values], fontsize=8, padding=3)
         axis.set_yticks(range(len(values)), labels)
-        axis.set_xscale("log")
-        axis.set_xlim(right=max(values) * 3)
+        axis.set_xlim(right=max(values) * 1.1)
         axis.set_xlabel("ms")
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)
@@ -316,6 +325,7 @@ def thrash(result):
             axis.plot([at for at, _ in run["steps"]], [ms for _, ms in run["steps"]], ".-", markersize=3, linewidth=0.8,
                       color=colour(name) if mode in ("stock", "auto") else COLOURS["other"], label=name)
         axis.set_yscale("log")
+        plain_log(axis.yaxis)
         axis.set_xlabel("seconds from the neighbour's start (first run of each)")
         axis.set_ylabel("step, ms")
         axis.legend(frameon=False, fontsize=8)
@@ -386,10 +396,10 @@ def watcher_cost(result):
         axis = figure.subplots()
         bars = axis.barh(range(len(rows)), [100 * r["core_share"] for r in result["rows"]], color=COLOURS["ours"])
         axis.bar_label(bars, [row[2] for row in rows], fontsize=8, padding=3)
-        axis.axvline(100 * result["bar"]["core_share"], color=COLOURS["other"], linestyle=":", label="bar")
+        axis.axvline(100 * result["bar"]["core_share"], color=COLOURS["other"], linestyle=":")
+        axis.text(100 * result["bar"]["core_share"], 0, "bar ", ha="right", va="center", fontsize=8)
         axis.set_yticks(range(len(rows)), ["%s, %s limit" % (row[0], "no" if row[1] == "none" else row[1]) for row in rows])
         axis.set_xlabel("% of one processor")
-        axis.legend(frameon=False, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
 
     return Section("What watching costs", "The watcher's thread without pressure, 40 s each.",

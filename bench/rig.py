@@ -99,7 +99,7 @@ def state_file(tokens=STATE_TOKENS, cache_type="f16"):
     if not os.path.exists(path):
         say("making a cache of %d tokens, once (about a minute) ..." % tokens)
         command = engine_command("stock", "locked", path + ".new", tokens, CONTEXT_TOKENS) + [
-            "--make-state", "--cache-type", cache_type]
+            "--make-state", "--cache-type", cache_type, "--threads", str(len(os.sched_getaffinity(0)))]
         subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
         os.replace(path + ".new", path)
     return path
