@@ -3,7 +3,8 @@
 The limit leaves stock's static cache SLACK_BYTES beyond what it needs: more than a neighbour's usual wish, less than
 its worst. Spikes are drawn evenly from a harmless size up to one that takes what is free with psi_cache and
 GIVE_SHARE of what its cache can give; beyond that no cache of any kind can help. So of the draw about a quarter is
-harmless to a static cache, a third would be too much for one of 8-bit values, too, and a fifth makes ours trim.
+harmless to a static cache, a third is too much for one of 8-bit values, too, a tenth for pages that are merely taken
+late, and a fifth leaves ours less than its reserve (1/16 of the limit), so that it trims.
 """
 import dataclasses
 import random
