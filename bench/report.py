@@ -89,8 +89,9 @@ def shown(name, section, directory):
             file.write(png)
         image = '<img alt="%s" src="data:image/png;base64,%s">' % (html.escape(section.title),
                                                                  base64.b64encode(png).decode())
+    tables = "".join(table(head, rows) for head, rows in ((section.head, section.rows), *section.more))
     return '<h2 id="%s">%s</h2><p>%s</p>%s%s<p class="from"><code>%s</code><br>%s<br>%s</p>' % (
-        name, html.escape(section.title), html.escape(section.says), image, table(section.head, section.rows),
+        name, html.escape(section.title), html.escape(section.says), image, tables,
         html.escape(section.command), html.escape(machine_text(section.machine)), html.escape(name))
 
 

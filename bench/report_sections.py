@@ -19,6 +19,7 @@ class Section:
     size: tuple = (8.0, 3.4)  # of the picture, in inches
     command: str = ""
     machine: dict = None
+    more: list = ()          # further tables: (head, rows)
 
 
 def number(value, form="%.1f", scale=1):
@@ -37,10 +38,11 @@ def plain(axis):
 
 
 def plain_log(axis):
-    """A logarithmic axis whose marks are numbers, 1, 2 and 5 of each power of ten."""
+    """A logarithmic axis whose marks are numbers. Call it when all is drawn: how many there are depends on it."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: "{:,g}".format(value)))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: "{:,g}".format(value) if value < 1 else "{:,.0f}".format(value)))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -84,7 +86,6 @@ def oom_table(result):
                 for value, mark in zip(points, "o|x"):
                     steps.plot(value, y, mark, color=colours[y], markersize=8)
         steps.set_xscale("log")
-        plain_log(steps.xaxis)
         steps.set_xlabel("step, ms: p50 (o), p99 (|), worst (x)")
         for axis in (kills, memory, steps):
             axis.invert_yaxis()
@@ -94,6 +95,7 @@ def oom_table(result):
         for axis in (memory, steps):
             axis.set_yticks(at, [])
         steps.set_ylim(kills.get_ylim())
+        plain_log(steps.xaxis)
 
     says = ("Limit %s MiB, spikes of %d to %d MiB at 100 to 2,000 MB/s at a drawn moment, the same for each side. "
             "Memory is the engine's private memory and its locked weights. A step that was under way at a kill is in "
@@ -124,12 +126,13 @@ def latency(result):
                           label="%s, %s" % (row["side"], row["when"]))
             axis.set_xscale("log")
             axis.set_yscale("log")
-            plain_log(axis.xaxis)
             axis.set_xlabel("step time, ms")
             axis.set_ylabel("steps")
             axis.set_title(work, loc="left", fontsize=10)
             axis.legend(fontsize=7, frameon=False)
             plain(axis)
+            plain_log(axis.xaxis)
+            plain_log(axis.yaxis)
 
     return Section("Step times in and around trims and restores",
                    "Each step counts, to the last. In: the step that does it; around: the %d steps after it; apart: all "
@@ -138,15 +141,12 @@ def latency(result):
 
 
 def scale(result):
-    bandwidth = [[row["blocks"], number(row["block_bytes"], "%.0f", 1024), number(row["trim_mb_s"], "%.0f"),
+    rows = [[row["blocks"], number(row["block_bytes"], "%.0f", 1024), number(row["trim_mb_s"], "%.0f"),
                   number(row["memory_mb_s"], "%.0f"), number(row["trim_share"], "%.2f"),
-                  number(row["restore_mb_s"], "%.0f"), number(row["disk_mb_s"], "%.0f"),
+                  number(row["trim_cpu_share"], "%.2f"), number(row["restore_mb_s"], "%.0f"), number(row["disk_mb_s"], "%.0f"),
                   number(row["restore_share"], "%.2f")] for row in result["bandwidth"]]
-    rows = bandwidth + [[row["blocks"], "cells: {:,}".format(row["cells"]), "step p50 %s us" % number(row["step_p50_us"]),
-                         "p99 %s us" % number(row["step_p99_us"]), "", "trim decision %s ms" % number(
-                             row["decide_p50_us"], "%.2f", 1000), "worst %s ms" % number(row["decide_worst_us"], "%.2f",
-                                                                                        1000), ""]
-                        for row in result["cost"]]
+    cost = [["{:,}".format(row["cells"]), row["blocks"], *(number(row[key], "%.1f") for key in (
+        "step_p50_us", "step_p99_us", "decide_p50_us", "decide_worst_us"))] for row in result["cost"]]
 
     def draw(figure):
         left, right = figure.subplots(1, 2)
@@ -173,11 +173,16 @@ def scale(result):
         right.legend(fontsize=8, frameon=False)
         for axis in (left, right):
             plain(axis)
+        for axis in (left.yaxis, right.xaxis, right.yaxis):
+            plain_log(axis)
+        right.tick_params(axis="x", rotation=30)
 
     return Section("Bandwidth of trim and restore, and cost against size", "Without an engine, through the C interface; "
                    "the limits of memory and disk are measured in the same run, in turn.",
-                   ["blocks", "KiB a block", "trim MB/s", "memory's MB/s", "share", "restore MB/s", "disk's MB/s",
-                    "share"], rows, draw, (9, 3.4))
+                   ["blocks", "KiB a block", "trim MB/s", "memory's MB/s", "share", "share of processor time",
+                    "restore MB/s", "disk's MB/s", "share"], rows, draw, (9, 3.4), more=[
+                        (["cells", "blocks", "safe point, p50 us", "p99 us", "one that trims a tenth, p50 us", "worst us"],
+                         cost)])
 
 
 # ---- results that were there before ------------------------------------------------------------------
@@ -325,11 +330,11 @@ def thrash(result):
             axis.plot([at for at, _ in run["steps"]], [ms for _, ms in run["steps"]], ".-", markersize=3, linewidth=0.8,
                       color=colour(name) if mode in ("stock", "auto") else COLOURS["other"], label=name)
         axis.set_yscale("log")
-        plain_log(axis.yaxis)
         axis.set_xlabel("seconds from the neighbour's start (first run of each)")
         axis.set_ylabel("step, ms")
         axis.legend(frameon=False, fontsize=8)
         plain(axis)
+        plain_log(axis.yaxis)
 
     return Section("A limit below weights, cache and neighbour", "Weights are mapped, so stock is slow rather than killed.",
                    ["side", "", "unpressed ms", "median ms", "times slower", "worst ms", "back within 1.5x after s"],

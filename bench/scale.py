@@ -18,6 +18,7 @@ import random
 import statistics
 import sys
 import time
+import typing
 
 import decision_time  # before psi_cache: it sets the options of the environment
 import figures
@@ -53,6 +54,20 @@ def arguments():
     return options
 
 
+class Took(typing.NamedTuple):
+    """By the clock, and of processor time: on a machine that does other things the second is nearer to the truth."""
+    us: float
+    cpu_us: float
+
+
+def now():
+    return time.perf_counter_ns(), time.process_time_ns()
+
+
+def since(begin):
+    return Took(*((after - before) / 1000 for before, after in zip(begin, now())))
+
+
 class Pool:
     """A pool of the C interface, all of its blocks handed out and written."""
 
@@ -80,11 +95,11 @@ class Pool:
     def mark(self, marks):
         self._library.psi_pool_mark(ctypes.c_void_p(self._pool), marks)
 
-    def step_us(self):
-        """(microseconds, blocks that moved)"""
-        begin_ns = time.perf_counter_ns()
+    def step(self):
+        """(Took, blocks that moved)"""
+        begin = now()
         moved = self._library.psi_pool_step(self._pool)
-        return (time.perf_counter_ns() - begin_ns) / 1000, moved
+        return since(begin), moved
 
     def close(self):
         self._library.psi_pool_destroy(self._pool)
@@ -93,17 +108,17 @@ class Pool:
 
 # ---- bandwidth ---------------------------------------------------------------------------------------
 
-def memory_us(length):
+def memory_took(length):
     """One madvise over so many bytes that were written to."""
     with mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
             memory.madvise(mmap.MADV_NOHUGEPAGE)  # as a cache's pages are
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         ctypes.memset(address, 1, length)
-        begin_ns = time.perf_counter_ns()
+        begin = now()
         if libc.madvise(address, length, MADV_DONTNEED) != 0:
             sys.exit("madvise: %s" % os.strerror(ctypes.get_errno()))
-        return (time.perf_counter_ns() - begin_ns) / 1000
+        return since(begin)
 
 
 class File:
@@ -138,16 +153,19 @@ def bandwidth(library, kib, options):
     blocks = options.mib * 1024 // kib
     pool, file = Pool(library, blocks, kib * 1024, "file", options.store_dir), File(options.store_dir,
                                                                                  options.mib * rig.MIB)
-    samples = {"trim_mb_s": [], "memory_mb_s": [], "restore_mb_s": [], "disk_mb_s": []}
+    samples = {name: [] for name in ("trim_mb_s", "memory_mb_s", "restore_mb_s", "disk_mb_s", "trim_cpu_us",
+                                     "memory_cpu_us")}
     try:
         pool.write(kib * 1024)
-        pool.step_us()
+        pool.step()
         give_and_take(pool, blocks)  # writes the copies
         for _ in range(options.rounds):
             trim, restore, moved_bytes = give_and_take(pool, blocks)
-            samples["trim_mb_s"].append(moved_bytes / trim)
-            samples["restore_mb_s"].append(moved_bytes / restore)
-            samples["memory_mb_s"].append(moved_bytes / memory_us(moved_bytes))
+            memory = memory_took(moved_bytes)
+            for name, took in (("trim", trim), ("memory", memory)):
+                samples[name + "_mb_s"].append(moved_bytes / took.us)
+                samples[name + "_cpu_us"].append(took.cpu_us)
+            samples["restore_mb_s"].append(moved_bytes / restore.us)
             samples["disk_mb_s"].append(file.read_mb_s())
     finally:
         pool.close()
@@ -155,20 +173,21 @@ def bandwidth(library, kib, options):
     row = {"blocks": blocks, "block_bytes": kib * 1024, "samples": samples, "direct": file.direct,
            **{name: statistics.median(values) for name, values in samples.items()}}
     row["trim_share"] = row["trim_mb_s"] / row["memory_mb_s"]
+    row["trim_cpu_share"] = row["memory_cpu_us"] / row["trim_cpu_us"]
     row["restore_share"] = row["restore_mb_s"] / row["disk_mb_s"]
     return row
 
 
 def give_and_take(pool, blocks):
-    """All out, all back: (us of the trim, us of the restore, bytes that moved each time)."""
+    """All out, all back: (the trim Took, the restore, bytes that moved each time)."""
     _native.trim(1.0)
-    trim_us, out = pool.step_us()
+    trim, out = pool.step()
     _native.restore()
-    restore_us, back = pool.step_us()
+    restore, back = pool.step()
     if out < blocks - KEPT_BLOCKS or back != out:
         sys.exit("of %d blocks %d went and %d came back: no bandwidth can be told (free memory, or disk, is short?)"
                  % (blocks, out, back))
-    return trim_us, restore_us, out * pool.block_bytes
+    return trim, restore, out * pool.block_bytes
 
 
 # ---- cost --------------------------------------------------------------------------------------------
@@ -181,17 +200,17 @@ def cost(library, cells, options):
         idle_us, decide_us = [], []
         for _ in range(options.steps):
             pool.mark(b"\1" * blocks)
-            idle_us.append(pool.step_us()[0])
+            idle_us.append(pool.step()[0].us)
         for _ in range(options.trims):
             pool.write(PAGE_BYTES)
-            pool.step_us()
+            pool.step()
             pool.score(draw)
             pool.mark(b"\1" * blocks)
             _native.trim(0.1)
-            took_us, moved = pool.step_us()
+            took, moved = pool.step()
             if moved < blocks // 12:
                 sys.exit("only %d of %d blocks went" % (moved, blocks))
-            decide_us.append(took_us)
+            decide_us.append(took.us)
     finally:
         pool.close()
     return {"cells": cells, "blocks": blocks, "samples": {"step_us": idle_us, "decide_us": decide_us},
@@ -209,9 +228,9 @@ def main():
     for kib in options.kib:
         row = bandwidth(library, kib, options)
         bandwidths.append(row)
-        rig.say("  blocks of %4d KiB: trim %6.0f MB/s (memory %6.0f: %.2f), restore %5.0f MB/s (disk %5.0f: %.2f)" % (
-            kib, row["trim_mb_s"], row["memory_mb_s"], row["trim_share"], row["restore_mb_s"], row["disk_mb_s"],
-            row["restore_share"]))
+        rig.say("  blocks of %4d KiB: trim %6.0f MB/s (memory %6.0f: %.2f; of processor time %.2f), restore %5.0f MB/s (disk %5.0f: %.2f)" % (
+            kib, row["trim_mb_s"], row["memory_mb_s"], row["trim_share"], row["trim_cpu_share"], row["restore_mb_s"],
+            row["disk_mb_s"], row["restore_share"]))
     for cells in options.cells:
         row = cost(library, cells, options)
         costs.append(row)
