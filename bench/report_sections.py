@@ -143,24 +143,25 @@ def latency(result):
 def scale(result):
     rows = [[row["blocks"], number(row["block_bytes"], "%.0f", 1024), number(row["trim_mb_s"], "%.0f"),
                   number(row["memory_mb_s"], "%.0f"), number(row["trim_share"], "%.2f"),
-                  number(row["trim_cpu_share"], "%.2f"), number(row["restore_mb_s"], "%.0f"), number(row["disk_mb_s"], "%.0f"),
+                  number(row["trim_cpu_share"], "%.2f"), number(row["restore_mb_s"], "%.0f"),
+                  number(row["disk_mb_s"], "%.0f"),
                   number(row["restore_share"], "%.2f")] for row in result["bandwidth"]]
     cost = [["{:,}".format(row["cells"]), row["blocks"], *(number(row[key], "%.1f") for key in (
         "step_p50_us", "step_p99_us", "decide_p50_us", "decide_worst_us"))] for row in result["cost"]]
 
     def draw(figure):
         left, right = figure.subplots(1, 2)
-        names = ["trim", "memory's limit", "restore", "disk's limit"]
         width = 0.8 / max(1, len(result["bandwidth"]))
         for i, row in enumerate(result["bandwidth"]):
-            values = [row[key] or 0 for key in ("trim_mb_s", "memory_mb_s", "restore_mb_s", "disk_mb_s")]
-            left.bar([x + i * width for x in range(4)], values, width, label="%d KiB" % (row["block_bytes"] // 1024),
-                     color=[COLOURS["ours"], COLOURS["other"]] * 2, alpha=1 - 0.25 * i)
-        left.set_yscale("log")
-        left.set_xticks([x + 0.4 - width / 2 for x in range(4)], names, fontsize=8)
-        left.set_ylabel("MB/s")
-        left.set_title("blocks of %s" % ", ".join("%d KiB" % (row["block_bytes"] // 1024)
-                                                  for row in result["bandwidth"]), loc="left", fontsize=9)
+            bars = left.bar([x + i * width for x in range(2)], [row["trim_share"], row["restore_share"]], width * 0.95,
+                            color=COLOURS["ours"], alpha=1 - 0.3 * i,
+                            label="blocks of %d KiB" % (row["block_bytes"] // 1024))
+            left.bar_label(bars, ["%.0f MB/s" % row[key] for key in ("trim_mb_s", "restore_mb_s")], fontsize=8, padding=2)
+        left.axhline(result["bar"], color=COLOURS["other"], linestyle=":", label="bar")
+        left.set_xticks([x + 0.4 - width / 2 for x in range(2)], ["trim / memory's limit", "restore / disk's limit"])
+        left.set_ylabel("share of what can be done")
+        left.margins(y=0.15)
+        left.legend(fontsize=8, frameon=False)
         cells = [row["cells"] for row in result["cost"]]
         right.plot(cells, [row["step_p50_us"] for row in result["cost"]], "o-", color=COLOURS["ours"],
                    label="a safe point with nothing to do, p50")
@@ -168,14 +169,14 @@ def scale(result):
                    label="one that trims a tenth, p50")
         right.set_xscale("log")
         right.set_yscale("log")
-        right.set_xlabel("cells (tokens) in the cache")
+        right.set_xlabel("cells (tokens) in the cache; K: 1,024")
         right.set_ylabel("microseconds")
         right.legend(fontsize=8, frameon=False)
         for axis in (left, right):
             plain(axis)
-        for axis in (left.yaxis, right.xaxis, right.yaxis):
-            plain_log(axis)
-        right.tick_params(axis="x", rotation=30)
+        plain_log(right.yaxis)
+        right.minorticks_off()
+        right.set_xticks(cells, ["%dK" % (count // 1024) for count in cells])
 
     return Section("Bandwidth of trim and restore, and cost against size", "Without an engine, through the C interface; "
                    "the limits of memory and disk are measured in the same run, in turn.",
@@ -267,17 +268,17 @@ def paired_step(result):
 
 
 def reaction(result):
-    parts = [("outside", "first sign to first page back, seen from outside"), ("taken", "until as much was back as was taken"),
-             ("inside", "as the library counts it")]
+    parts = [("outside", "from the first sign to pages returned, seen from outside"),
+             ("taken", "the same from the spike's first byte"), ("inside", "as the library says it of itself: a bound")]
     rows = [[text, result[key]["count"], *(number(result[key][name]) for name in ("p50_ms", "p99_ms", "most_ms"))]
             for key, text in parts if key in result]
 
     def draw(figure):
         axis = figure.subplots()
-        for key, style in (("outside_ms", "-"), ("taken_ms", "--")):
+        for key, style, label in (("outside_ms", "-", "from the first sign"), ("taken_ms", "--", "from the first byte")):
             values = sorted(row[key] for row in result["rows"] if row.get(key) is not None)
             axis.plot(values, [(i + 1) / len(values) for i in range(len(values))], style, color=COLOURS["ours"],
-                      label=key[:-3], drawstyle="steps-post")
+                      label=label, drawstyle="steps-post")
         axis.axvline(result["bar_ms"], color=COLOURS["other"], linestyle=":", label="bar for the 99th percentile")
         axis.set_xlabel("ms")
         axis.set_ylabel("share of spikes")
@@ -337,7 +338,7 @@ def thrash(result):
         plain_log(axis.yaxis)
 
     return Section("A limit below weights, cache and neighbour", "Weights are mapped, so stock is slow rather than killed.",
-                   ["side", "", "unpressed ms", "median ms", "times slower", "worst ms", "back within 1.5x after s"],
+                   ["side", "", "unpressed ms", "median ms", "mean while held, times unpressed", "worst ms", "back within 1.5x after s"],
                    rows, draw, (8, 2.8))
 
 

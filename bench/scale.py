@@ -228,7 +228,8 @@ def main():
     for kib in options.kib:
         row = bandwidth(library, kib, options)
         bandwidths.append(row)
-        rig.say("  blocks of %4d KiB: trim %6.0f MB/s (memory %6.0f: %.2f; of processor time %.2f), restore %5.0f MB/s (disk %5.0f: %.2f)" % (
+        rig.say("  blocks of %4d KiB: trim %6.0f MB/s (memory %6.0f: %.2f; of processor time %.2f), restore %5.0f MB/s "
+                "(disk %5.0f: %.2f)" % (
             kib, row["trim_mb_s"], row["memory_mb_s"], row["trim_share"], row["trim_cpu_share"], row["restore_mb_s"],
             row["disk_mb_s"], row["restore_share"]))
     for cells in options.cells:
