@@ -79,9 +79,10 @@ def summary(runs, order):
 
 def command(options):
     """What repeats this: the options that are not about where it runs."""
-    return ("make bench-oom-table ARGS=\"--runs %d --others %d --seed %d --context %d --fill %d --slack-mib %d --sides %s\""
+    return ("make bench-oom-table ARGS=\"--runs %d --others %d --seed %d --context %d --fill %d --slack-mib %d "
+            "--threads %d --reference-tokens %d --sides %s\""
             % (options.runs, options.others, options.seed, options.context, options.fill, options.slack_mib,
-               ",".join(side.name for side in options.sides)))
+               options.threads, options.reference_tokens, ",".join(side.name for side in options.sides)))
 
 
 def number(value, form="%.0f", scale=1):

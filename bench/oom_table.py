@@ -24,7 +24,6 @@ VERSION = 1            # of what a run is: runs of another do not count
 AFTER_S = 0.5          # after the spike's end
 HOLD_S = 0.7           # how long a spike stays
 TOKENS_LEAST = 64      # in each run that is not killed
-RUN_LIMIT_S = 180.0    # beyond the spike's own time: a run that takes longer is ended and counts as failed
 SAMPLE_US = 2000
 KEPT_SAMPLE_S = 0.05   # the record keeps the most in each so many seconds
 RECORDS, REFERENCES, NEEDS = "oom_table.jsonl", "oom_references.jsonl", "oom_needs.jsonl"
@@ -42,6 +41,8 @@ def arguments():
     parser.add_argument("--slack-mib", type=int, default=192, help="limit above stock's need (default 192)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the engine")
     parser.add_argument("--reference-tokens", type=int, default=400, help="of an unpressed run, to compare with (400)")
+    parser.add_argument("--run-limit", type=float, default=60, metavar="S",
+                        help="until the spike, and from its end on: a run that takes longer is ended (default 60)")
     parser.add_argument("--report", action="store_true", help="run nothing: table and JSON of what there is")
     options = parser.parse_args()
     if options.quick:
@@ -124,11 +125,11 @@ def run_once(side, number, plan, options, expected):
     begin_s = time.monotonic()
     with rig.Stage(plan.limit_bytes) as stage:
         engine = engine_of(stage, side, plan, options, drawn.prompt)
-        if not wait(lambda: any(event["event"] == "loaded" for event in list(engine.events)), engine, RUN_LIMIT_S):
+        if not wait(lambda: any(event["event"] == "loaded" for event in list(engine.events)), engine, options.run_limit):
             raise RuntimeError("the engine did not load its cache: " + engine.said()[-1000:])
         ready_s = time.monotonic()
         sampler = stage.sampler(engine, SAMPLE_US, most_s=300)
-        spike, in_time = play(stage, engine, side, drawn)
+        spike, in_time = play(stage, engine, side, drawn, options)
         stage.settle()
         kills, as_said = stage.kills(), not engine.alive() or rig.weights_are_as_said(stage, engine)
         end_s = time.monotonic()
@@ -150,18 +151,20 @@ def wait(condition, engine, most_s):
     return True
 
 
-def play(stage, engine, side, drawn):
-    """The spike at its moment, and until it and the least number of tokens are done. (spike or None, in time)"""
+def play(stage, engine, side, drawn, options):
+    """The spike at its moment, and until it and the least number of tokens are done. (spike or None, in time). A run
+    that does not come to its spike says nothing of the side: RuntimeError."""
     def progress():
         return len(engine.prompt) + len(engine.steps)
-    if not wait(lambda: progress() >= drawn.moment, engine, RUN_LIMIT_S):
-        return None, not engine.alive()
+    if not wait(lambda: progress() >= drawn.moment, engine, options.run_limit):
+        raise RuntimeError("no spike after %.0f s (--run-limit): the engine %s" % (
+            options.run_limit, "is slow, the machine busy?" if engine.alive() else "ended: " + engine.said()[-1000:]))
     spike, spike_s = None, 0.0
     if side.pressed:
         spike_s = drawn.size_bytes / drawn.bytes_per_s + HOLD_S
         spike = stage.spike(drawn.size_bytes, drawn.bytes_per_s, hold_s=HOLD_S)
     in_time = wait(lambda: (spike is None or spike.process.poll() is not None)
-                   and len(engine.steps) >= TOKENS_LEAST, engine, spike_s + RUN_LIMIT_S)
+                   and len(engine.steps) >= TOKENS_LEAST, engine, spike_s + options.run_limit)
     if in_time:
         time.sleep(AFTER_S)
     if not engine.alive() and spike is not None and spike.process.poll() is None:

@@ -75,6 +75,9 @@ def oom_table(result):
             [100 * bound for bound in s["kills_share_interval"]] for s in sides]), error_kw={"elinewidth": 1})
         kills.set_xlabel("runs with a kill, % (95 % interval)")
         kills.set_xlim(0, 105)
+        for y, s in zip(at, sides):
+            kills.text(3, y - 0.2, "%d of %d" % (s["kills"], s["runs"]), fontsize=8, va="center",
+                       color="white" if shares[y] > 20 else "black")
         kills.set_yticks(at, names)
         memory.barh(at, [(s["peak_bytes"] or 0) / MIB for s in sides], color=colours, alpha=0.45)
         memory.barh(at, [(s["mean_bytes"] or 0) / MIB for s in sides], color=colours, height=0.4)
@@ -84,7 +87,7 @@ def oom_table(result):
             if None not in points:
                 steps.plot(points, [y] * 3, "-", color=colours[y], alpha=0.5)
                 for value, mark in zip(points, "o|x"):
-                    steps.plot(value, y, mark, color=colours[y], markersize=8)
+                    steps.plot(value, y, mark, color=colours[y], markersize=7, alpha=0.8)
         steps.set_xscale("log")
         steps.set_xlabel("step, ms: p50 (o), p99 (|), worst (x)")
         for axis in (kills, memory, steps):
