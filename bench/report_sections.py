@@ -112,6 +112,16 @@ def oom_table(result):
 
 # ---- latency and scale -------------------------------------------------------------------------------
 
+def longer(histogram):
+    """Where bins begin, and the share of all samples that lie there or beyond: down to the last one's bin."""
+    total, left, edges, shares = sum(count for _, count in histogram), 0, [], []
+    for edge, count in reversed(histogram):
+        left += count
+        edges.insert(0, edge)
+        shares.insert(0, left / total)
+    return edges, shares
+
+
 def latency(result):
     rows, shown = [], {}
     for row in result["rows"]:
@@ -122,20 +132,17 @@ def latency(result):
     def draw(figure):
         for axis, (work, those) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items()):
             for row in those:
-                histogram = row["histogram"]
-                edges = [bin[0] for bin in histogram]
-                axis.step(edges, [bin[1] for bin in histogram], where="post", color=colour(row["side"]),
-                          linestyle={"apart": "-", "around": "--"}.get(row["when"], ":"), linewidth=1.3,
-                          label="%s, %s" % (row["side"], row["when"]))
+                axis.plot(*longer(row["histogram"]), drawstyle="steps-post", color=colour(row["side"]), linewidth=1.3,
+                          linestyle={"apart": "-", "around": "--", "trim": ":"}.get(row["when"], "-."),
+                          label="%s, %s (%d)" % (row["side"], row["when"], row["steps"]))
             axis.set_xscale("log")
             axis.set_yscale("log")
             axis.set_xlabel("step time, ms")
-            axis.set_ylabel("steps")
+            axis.set_ylabel("share of the steps that took longer")
             axis.set_title(work, loc="left", fontsize=10)
             axis.legend(fontsize=7, frameon=False)
             plain(axis)
             plain_log(axis.xaxis)
-            plain_log(axis.yaxis)
 
     return Section("Step times in and around trims and restores",
                    "Each step counts, to the last. In: the step that does it; around: the %d steps after it; apart: all "

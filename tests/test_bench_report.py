@@ -92,6 +92,10 @@ def test_the_histogram_has_every_sample_to_the_last():
     assert latency.histogram([]) == []
 
 
+def test_the_curve_of_longer_steps_ends_at_the_longest():
+    assert report_sections.longer([[10, 3], [20, 0], [40, 1]]) == ([10, 20, 40], [1, 0.25, 0.25])
+
+
 def test_turns_go_back_and_forth_and_are_not_done_twice():
     class Options:
         turns, works = 2, ["decode"]
