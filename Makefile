@@ -1,7 +1,7 @@
 # The doors into this project. What happens behind them is in scripts/.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup build test test-vllm demo demo-vllm sanitize clean distclean format format-check bench
+.PHONY: help setup build test test-vllm demo demo-vllm sanitize clean distclean format format-check bench bench-list
 
 PYTHON ?= python3
 export PYTHON
@@ -44,8 +44,15 @@ build: ## the C libraries and the command, in build/release
 	@cmake --preset release
 	@cmake --build --preset release
 
-bench: ## the benches there are: make bench-NAME runs bench/NAME.py
-	@for bench in bench/*.py; do case $$bench in */rig.py | */engine.py | */loads.py | */llama_server.py | */quality_tasks.py) continue ;; esac; basename "$$bench" .py | sed 's/_/-/g; s/^/  make bench-/'; done
+bench: ## the benches that fit in an hour, and their report; goes on where it was stopped
+	@sh scripts/setup-system.sh demo
+	@sh scripts/setup-venv.sh test
+	@.venv/bin/python bench/all.py $(ARGS)
+
+bench-list: ## the benches there are: make bench-NAME runs bench/NAME.py
+	@for bench in bench/*.py; do grep -q __main__ "$$bench" || continue; \
+	case $$bench in */rig.py | */engine.py | */loads.py | */all.py | */vllm_*) continue ;; esac; \
+	basename "$$bench" .py | sed 's/_/-/g; s/^/  make bench-/'; done
 
 bench-vllm-%: ## one bench of the vLLM adapter, in .venv-vllm
 	@sh scripts/setup-system.sh demo

@@ -3,11 +3,13 @@
 Run by rig.py as a child process, inside a memory group. It loads its cache from a saved state rather than
 reading a prompt, so that it stands with a full cache after a second or two. Each line is one write(2), so a
 SIGKILL loses nothing that had happened before it. On standard input it takes the lines pause, resume, reload
-(the cache is filled from the state again), stop.
+(the cache is filled from the state again), trim SHARE and restore (asked of psi_cache; stock does nothing, and says
+so all the same: then both have the same windows in their steps), stop.
 """
 import argparse
 import ctypes
 import os
+import queue
 import sys
 import threading
 import time
@@ -16,19 +18,21 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "demo"))
 import generate  # noqa: E402
 
+CACHE_TYPES = {"f16": 1, "q8_0": 8}  # ggml_type
 FIRST_TOKEN = 108  # decoding goes on from here; what it says does not matter
 
 
 class Engine(generate.Engine):
     """The demo's engine with the third way to have weights, and with a cache out of a file."""
 
-    def __init__(self, model, context_tokens, weights, threads, making_state=False):
-        self._weights, self._making_state = weights, making_state
+    def __init__(self, model, context_tokens, weights, threads, making_state=False, cache_type="f16"):
+        self._weights, self._making_state, self._cache_type = weights, making_state, CACHE_TYPES[cache_type]
         super().__init__(model, context_tokens, flash_attention=True, lock_weights=weights == "locked",
                          threads=threads)
 
     def _context_params(self, *arguments):
         params = super()._context_params(*arguments)
+        params.type_k = params.type_v = self._cache_type
         if self._making_state:
             params.n_seq_max, params.kv_unified, params.n_outputs_max = 2, True, 2
         return params
@@ -87,11 +91,12 @@ class Engine(generate.Engine):
 
 
 class Orders:
-    """pause, resume, reload and stop, one a line, from standard input. Its end is a stop, too."""
+    """pause, resume, reload, trim, restore and stop, one a line, from standard input. Its end is a stop, too."""
 
     def __init__(self):
         self.stopped = threading.Event()
         self.reload = threading.Event()
+        self.moves = queue.SimpleQueue()  # trims and restores that were asked for
         self.may_run = threading.Event()
         self.may_run.set()
         threading.Thread(target=self._read, daemon=True).start()
@@ -105,16 +110,40 @@ class Orders:
                 self.may_run.set()
             elif order == "reload":
                 self.reload.set()
+            elif order.startswith(("trim ", "restore")):
+                self.moves.put(order)
             elif order == "stop":
                 break
         self.stopped.set()
         self.may_run.set()
 
 
-def decode_forever(engine, options, events, orders):
+def read_prompt(engine, options, events):
+    """--prompt-tokens of a text that --prompt-seed chooses, behind the state. The first token of its answer."""
+    token = FIRST_TOKEN
+    tokens = generate.prompt_tokens(engine, options.prompt_tokens + 1, options.prompt_seed)[1:]  # one begin is enough
+    for at in range(0, len(tokens), options.prompt_piece):
+        begin_s = time.monotonic()
+        generate.decode_or_wait(engine, tokens[at:at + options.prompt_piece], events)
+        token = engine.best_token()
+        events("prompt", done=at + options.prompt_piece, ms=round((time.monotonic() - begin_s) * 1e3, 3))
+    return token
+
+
+def move(order, events, psi_cache):
+    """Asks for a trim or a restore; the next step does it."""
+    name, _, share = order.partition(" ")
+    if psi_cache is not None:
+        if name == "trim":
+            psi_cache.trim(float(share))
+        else:
+            psi_cache.restore()
+    events("asked", move=name)
+
+
+def decode_forever(engine, token, options, events, orders, psi_cache):
     """Decodes --span tokens behind the state, --piece at once, takes them back, and so on, until it is told to stop."""
     begin_position = engine.position
-    token = FIRST_TOKEN
     while not orders.stopped.is_set():
         orders.may_run.wait()
         if orders.reload.is_set():
@@ -124,10 +153,12 @@ def decode_forever(engine, options, events, orders):
             events("reloaded", rss_anon_bytes=generate.rss_anon_bytes())
         if engine.position - begin_position + options.piece > options.span:
             engine.forget_from(begin_position)
+        if not orders.moves.empty():
+            move(orders.moves.get(), events, psi_cache)
         begin_s = time.monotonic()
         generate.decode_or_wait(engine, [token] * options.piece, events)
         token = engine.best_token()
-        events("step", ms=round((time.monotonic() - begin_s) * 1e3, 3))
+        events("step", ms=round((time.monotonic() - begin_s) * 1e3, 3), id=token)
         if options.rest_ms:
             time.sleep(options.rest_ms / 1e3)
 
@@ -152,6 +183,10 @@ def arguments():
     parser.add_argument("--make-state", action="store_true", help="read a prompt, save the state, end")
     parser.add_argument("--span", type=int, default=1024, help="tokens decoded before they are taken back")
     parser.add_argument("--piece", type=int, default=1, help="tokens in a step, as a prompt's piece has (at most 512)")
+    parser.add_argument("--cache-type", choices=sorted(CACHE_TYPES), default="f16")
+    parser.add_argument("--prompt-tokens", type=int, default=0, help="read behind the state before it decodes")
+    parser.add_argument("--prompt-seed", type=int, default=1)
+    parser.add_argument("--prompt-piece", type=int, default=64, help="tokens in a step of it")
     parser.add_argument("--rest-ms", type=float, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--stats-ms", type=float, default=50, help="0: none")
@@ -165,7 +200,8 @@ def main():
     orders = Orders()
     psi_cache = generate.load_psi_cache(options.mode)
     events("start", pid=os.getpid())
-    engine = Engine(options.model, options.context, options.weights, options.threads, options.make_state)
+    engine = Engine(options.model, options.context, options.weights, options.threads, options.make_state,
+                    options.cache_type)
     events("context_made", rss_anon_bytes=generate.rss_anon_bytes())
     if options.make_state:
         engine.make_state(generate.prompt_tokens(engine, options.state_tokens, 1), options.state)
@@ -175,7 +211,8 @@ def main():
     if psi_cache is not None and options.stats_ms:
         threading.Thread(target=report_stats, args=(psi_cache, events, orders.stopped, options.stats_ms / 1e3),
                          daemon=True).start()
-    decode_forever(engine, options, events, orders)
+    token = read_prompt(engine, options, events) if options.prompt_tokens else FIRST_TOKEN
+    decode_forever(engine, token, options, events, orders, psi_cache)
     events("done", stats=psi_cache.stats() if psi_cache else None)
     os._exit(0)  # nothing to tidy: the process is the measurement
 

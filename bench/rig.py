@@ -94,11 +94,12 @@ def program(name):
     return path
 
 
-def state_file(tokens=STATE_TOKENS):
-    path = os.path.join(BUILD, "state-%d.bin" % tokens)
+def state_file(tokens=STATE_TOKENS, cache_type="f16"):
+    path = os.path.join(BUILD, "state-%d%s.bin" % (tokens, "" if cache_type == "f16" else "-" + cache_type))
     if not os.path.exists(path):
         say("making a cache of %d tokens, once (about a minute) ..." % tokens)
-        command = engine_command("stock", "locked", path + ".new", tokens, CONTEXT_TOKENS) + ["--make-state"]
+        command = engine_command("stock", "locked", path + ".new", tokens, CONTEXT_TOKENS) + [
+            "--make-state", "--cache-type", cache_type, "--threads", str(len(os.sched_getaffinity(0)))]
         subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
         os.replace(path + ".new", path)
     return path
@@ -165,17 +166,21 @@ class Engine:
     time. Made by Stage.engine; outside a group with group=None."""
 
     def __init__(self, mode, weights="locked", group=None, context_tokens=CONTEXT_TOKENS, state_tokens=STATE_TOKENS,
-                 span=1024, rest_ms=0.0, stats_ms=50.0, threads=2, environment=None, piece=1):
+                 span=1024, rest_ms=0.0, stats_ms=50.0, threads=2, environment=None, piece=1,
+                 cache_type="f16", arguments=()):
         """span: tokens decoded before they are taken back and decoded anew (an engine so decodes for ever, and its
         cache grows by no more than that). piece: tokens in a step. rest_ms: pause after each step. stats_ms: how often the engine reports
-        psi_cache.stats(); 0 never. environment: added to the child's, for example PSI_CACHE_* options."""
+        psi_cache.stats(); 0 never. environment: added to the child's, for example PSI_CACHE_* options. arguments: more
+        of engine.py's own."""
         self.mode, self.weights = mode, weights
         self.events = []   # all lines, as they came
         self.steps = []    # (time_s at the end of the step, step_ms)
+        self.ids = []      # the token that each step chose
+        self.prompt = []   # as steps, of the prompt behind the state, if there is one
         self.stats = []    # (time_s, psi_cache.stats()); empty for stock
         self.refused = 0   # decodes that were told to wait
         self.ended_by_us = False
-        state = state_file(state_tokens)
+        state = state_file(state_tokens, cache_type)
         keep_in_page_cache(state)
         if weights == "unreclaimable":
             keep_in_page_cache(model_file())  # it is the private copy that the group pays for
@@ -184,7 +189,7 @@ class Engine:
         read_end, write_end = os.pipe()
         command = engine_command(mode, weights, state, state_tokens, context_tokens) + [
             "--span", str(span), "--piece", str(piece), "--rest-ms", str(rest_ms), "--stats-ms", str(stats_ms), "--threads", str(threads),
-            "--events-fd", str(write_end)]
+            "--cache-type", cache_type, "--events-fd", str(write_end), *map(str, arguments)]
         self._log = tempfile.TemporaryFile()
         start = group.start if group is not None else subprocess.Popen
         self.process = start(command, pass_fds=(write_end,), stdin=subprocess.PIPE, stdout=self._log,
@@ -203,7 +208,10 @@ class Engine:
                 continue  # the last line of a process that was killed while it wrote
             self.events.append(event)
             if event["event"] == "step":
+                self.ids.append(event["id"])
                 self.steps.append((event["time_s"], event["ms"]))
+            elif event["event"] == "prompt":
+                self.prompt.append((event["time_s"], event["ms"]))
             elif event["event"] == "stats":
                 self.stats.append((event["time_s"], event["stats"]))
             elif event["event"] == "refused":
@@ -228,9 +236,13 @@ class Engine:
         """By a SIGKILL that is not ours."""
         return self.process.poll() == -signal.SIGKILL and not self.ended_by_us
 
+    def ended_well(self):
+        """It is still at work, or ended after stop() as it should."""
+        return self.process.poll() in (None, 0) or self.ended_by_us
+
     def order(self, text):
-        """"pause", "resume", "reload" (the cache filled anew from the state: all of it resident) or "stop"; each
-        is obeyed between two steps."""
+        """"pause", "resume", "reload" (the cache filled anew from the state: all of it resident), "trim SHARE",
+        "restore" or "stop"; each is obeyed between two steps."""
         try:
             self.process.stdin.write(text.encode() + b"\n")
             self.process.stdin.flush()
