@@ -71,7 +71,9 @@ def test_an_idle_server_answers_without_a_request(tmp_path, monkeypatch):
 
         def given():
             said = subprocess.run([command, "status", "--json", str(pids["core"])], capture_output=True, text=True)
-            return json.loads(said.stdout)["trimmed_bytes"] if said.returncode == 0 else 0
+            if said.returncode != 0:
+                return 0
+            return json.loads(said.stdout)["processes"][0]["trimmed_bytes"]
 
         assert wait(lambda: given() > 0), server.said()[-4000:]
         wait(lambda: before - anon_bytes(pids["worker"]) >= 0.98 * given(), 5)
