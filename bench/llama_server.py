@@ -42,10 +42,11 @@ class Refused(RuntimeError):
 class Server:
     """`run`: options of psi-cache run; None: stock."""
 
-    def __init__(self, run=(), slots=8, context=32768, options=(), group=None, threads=2, environment=None, full=True):
+    def __init__(self, run=(), slots=8, context=32768, options=(), group=None, threads=2, environment=None, full=True,
+                 model=None):
         self.port, self.slots = free_port(), slots
         self._log = tempfile.TemporaryFile()
-        command = [os.path.join(engine_folder(), "llama-server"), "-m", rig.model_file(), "-c", str(context), "-np",
+        command = [os.path.join(engine_folder(), "llama-server"), "-m", model or rig.model_file(), "-c", str(context), "-np",
                    str(slots), "-t", str(threads), "--host", "127.0.0.1", "--port", str(self.port), "--no-webui",
                    *(["--swa-full"] if full else []), *options]
         if run is not None:

@@ -22,6 +22,8 @@ import quality_tasks as tasks  # noqa: E402
 BUILD = os.path.join(HERE, "..", "build", "bench")
 POLICIES = ("fifo", "lru", "attention", "keys", "auto")
 EVICTED = (0.25, 0.5, 0.75, 0.9)
+TITLES = {"passkey": "pass key", "multikey": "one of four numbers", "lookup": "one of eight keys",
+          "variables": "variable tracking", "continuation": "text continuation"}
 WITH_RECALL = ("fifo", "auto")  # where the others start from matters little once blocks come back
 BATCH_TOKENS = 512
 CONTINUED_TOKENS, CONTINUED_BATCH = 128, 32
@@ -45,6 +47,7 @@ def arguments():
                         help="only each N-th trial, from the K-th on: one process of one thread for each processor "
                              "is quicker than one process with all of them")
     parser.add_argument("--report", action="store_true", help="only print what is there")
+    parser.add_argument("--markdown", action="store_true", help="the same as docs/policies.md has it")
     options = parser.parse_args()
     options.documents = [tuple(group.split("+")) for group in options.tasks]
     odd = {task for names in options.documents for task in names} - set(tasks.TASKS)
@@ -364,6 +367,29 @@ def print_line(trials, options, task, order, policy, recall):
         print(f"  {order:6} {policy:9} {'recall' if recall == 'on' else '':6}  " + "   ".join(texts))
 
 
+def print_markdown(trials, options):
+    for task in tasks.TASKS:
+        orders = [order for order in (("unseen",) if task == "continuation" else options.order)
+                  if any(t["task"] == task and cell.startswith(order) for t in trials for cell in t["cells"])]
+        for order in orders:
+            whole = {t["seed"]: t["whole"] for t in trials if t["task"] == task}
+            question = "" if task == "continuation" else f", question {'not ' if order == 'unseen' else ''}seen"
+            print(f"\n| {TITLES[task]}{question}; {len(whole)} trials, whole cache {sum(whole.values()) / len(whole):.2f} | "
+                  + " | ".join(f"{share:.0%} evicted".replace("%", " %") for share in options.evicted) + " |")
+            print("|---" * (1 + len(options.evicted)) + "|")
+            for policy in options.policies:
+                for recall in ("off", "on"):
+                    print_markdown_line(trials, options, task, order, policy, recall)
+
+
+def print_markdown_line(trials, options, task, order, policy, recall):
+    digits = 3 if task == "continuation" else 2
+    pairs = [pairs_of(trials, task, key(order, policy, recall, share)) for share in options.evicted]
+    texts = ["{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*ratio_interval(p), d=digits) if p else "" for p in pairs]
+    if any(texts):
+        print(f"| {policy}{' with recall' if recall == 'on' else ''} | " + " | ".join(texts) + " |")
+
+
 def bars(trials):
     """(what, value, bar) for each bar that the results can judge."""
     def share(task, order, policy, recall, evicted):
@@ -399,9 +425,12 @@ def main():
         os.environ["PSI_CACHE_BLOCK_CELLS"] = str(options.block_cells)
     if options.is_default_model:
         options.model = demo.model_file(argparse.Namespace(model=None))
-    if not options.report:
+    if not (options.report or options.markdown):
         run(options)
     trials = load(options)
+    if options.markdown:
+        print_markdown(trials, options)
+        return
     print_table(trials, options)
     print()
     sys.exit(1 if print_bars(trials) else 0)

@@ -5,12 +5,14 @@ Requests are sent one after the other: with several at once, batches differ from
 in stock too. After each trim and restore a step of a slot of its own makes the safe point, so that what goes is asleep,
 and is whole again when its slot is asked: there every difference is a defect. The same seed makes the same requests.
 
-    make bench-server-differential ARGS="--operations 10000"     # the full form; the default is 300
+    make bench-server-differential ARGS="--operations 10000 --model tiny"     # many of them
+    make bench-server-differential                                             # 300 on the real model
 """
 import argparse
 import collections
 import json
 import os
+import pathlib
 import random
 import shutil
 import sys
@@ -18,9 +20,10 @@ import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, HERE)
+sys.path[:0] = [HERE, os.path.join(HERE, "..", "tests")]
 import llama_server  # noqa: E402
 import rig  # noqa: E402
+import tiny_models  # noqa: E402
 from rig import say  # noqa: E402
 
 SLOTS, SPARE, FILES = 4, 3, 3
@@ -39,13 +42,17 @@ WEIGHTS = {"complete": 50, "again": 15, "longer": 15, "uncached": 5, "save": 4, 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--operations", type=int, default=300, help="in all (default 300; the full form is 10,000)")
+    parser.add_argument("--operations", type=int, default=300, help="in all (default 300)")
     parser.add_argument("--configurations", nargs="+", default=list(CONFIGURATIONS), choices=CONFIGURATIONS, metavar="NAME")
-    parser.add_argument("--context", type=int, default=4096, help="tokens of all slots together")
+    parser.add_argument("--model", choices=("gemma", "tiny"), default="gemma", help="tiny: two layers of random weights, one "
+                        "token a character; a hundredth of the time")
+    parser.add_argument("--context", type=int, help="tokens of all slots together (default 4096; tiny: 16384)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2, help="1 on a busy machine: two wait for each other")
     parser.add_argument("--out", help="result file (default build/bench/server_differential.json)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.context = options.context or (16384 if options.model == "tiny" else 4096)
+    return options
 
 
 # ---- operations ----------------------------------------------------------------------------------------
@@ -72,7 +79,8 @@ class Side:
     def __init__(self, ours, options, extra, folder):
         self.ours, self.last, self.saved = ours, [""] * SLOTS, set()
         self.server = llama_server.Server(("-v", "--controller", "off") if ours else None, SLOTS, options.context,
-                                          [*extra, "--slot-save-path", folder], threads=options.threads, full=extra is not CONFIGURATIONS["windows"])
+                                          [*extra, "--slot-save-path", folder], threads=options.threads, full=extra is not CONFIGURATIONS["windows"],
+                                          model=options.model_path)
 
     def do(self, operation):
         try:
@@ -169,7 +177,10 @@ def main():
     options = arguments()
     rig.leave_on_signals()
     os.makedirs(rig.BUILD, exist_ok=True)
-    rig.model_file()
+    if options.model == "tiny":
+        options.model_path = tiny_models.write_all(pathlib.Path(rig.BUILD, "models"))["with_words"]
+    else:
+        options.model_path = rig.model_file()
     say(rig.machine_line())
     share = -(-options.operations // len(options.configurations))
     result, different, done = [], 0, 0

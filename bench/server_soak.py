@@ -47,6 +47,7 @@ def arguments():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2, help="1 on a busy machine: two wait for each other")
     parser.add_argument("--reference", metavar="FILE", help="keeps the unpressed answers there, and uses them if they are there")
+    parser.add_argument("--exact", action="store_true", help="psi-cache run --exact on: who misses a block waits for it")
     parser.add_argument("--stock", action="store_true", help="the same without psi-cache: it is killed")
     parser.add_argument("--out", help="result file (default build/bench/server_soak.json)")
     return parser.parse_args()
@@ -231,7 +232,7 @@ def tell_progress(begin_s, clients, neighbour, group, server):
 
 def pressed(options, documents, stock_bytes):
     limit = stock_bytes + rig.STOCK_SLACK_BYTES
-    run = None if options.stock else ()
+    run = None if options.stock else ("--exact", "on") if options.exact else ()
     rig.demo.forget_file_pages(rig.model_file())
     with rig.Stage(limit) as stage:
         server = llama_server.Server(run, options.clients, options=server_options(options), group=stage.group,

@@ -100,6 +100,9 @@ typedef struct psi_options {
                                       then not written ahead of need; a trim under pressure or by hand still writes */
     int store_hour_strict; /* 1 on, default off: trims keep to it, too; blocks that the store has not stay in memory, or
                               are dropped where that would end the process (PSI_CACHE_STORE_HOUR_STRICT=on) */
+    int exact; /* 1 on, default off: no block is hidden from a step that reads it. Where there is no room for all of
+                  them, psi_pool_step leaves some out of memory, and the step must not run: wait, and call it again
+                  (PSI_CACHE_EXACT=on) */
 } psi_options;
 
 /* Opens signals and controller, and starts the watcher thread with the first pool. NULL options:
@@ -308,9 +311,9 @@ PSI_API void psi_kv_free(void *address);
 PSI_API int psi_cache_trim(psi_cache *cache, double share);
 PSI_API int psi_cache_restore(psi_cache *cache);
 
-/* Sets an option while the cache runs, from the next step on: "policy", "recall" ("on", "off"), "score_share",
- * "recall_share"; values as in the environment. Returns 0, -ENOENT for another name, -EINVAL for a value that it does
- * not take, -ENODEV when no cache is open. Any thread. NULL: all caches of the process. */
+/* Sets an option while the cache runs, from the next step on: "policy", "recall" and "exact" ("on", "off"),
+ * "score_share", "recall_share"; values as in the environment. Returns 0, -ENOENT for another name, -EINVAL for a value
+ * that it does not take, -ENODEV when no cache is open. Any thread. NULL: all caches of the process. */
 PSI_API int psi_cache_set(psi_cache *cache, const char *name, const char *value);
 
 typedef struct psi_stats {

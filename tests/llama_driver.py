@@ -326,6 +326,46 @@ def refusal():
     }
 
 
+def exact():
+    """Half of the cache is taken before each step, and no step runs without it: output and logits are as with none taken.
+    Then pressure comes: the step waits and is refused, and goes when it is over."""
+    available = fake_memory(pathlib.Path(options["root"]))
+    available(8000)
+    engine = Engine(cells=4096, flash_attention=options["flash_attention"])
+    prompt = engine.tokens(text(1), 1500)
+
+    def out(trim):
+        low.llama_memory_clear(low.llama_get_memory(engine.context), True)
+        made = [engine.decode(prompt[at : at + 300], at) for at in range(0, 1500, 300)]
+        for i in range(20):
+            made.append(engine.logits().tobytes())
+            if trim:
+                psi_cache.trim(0.5)
+            assert engine.decode([int(engine.logits().argmax())], 1500 + i) == 0
+        return made
+
+    whole = out(False)
+    before = stats_now()["trims"]
+    taken = out(True)
+    trims = stats_now()["trims"] - before
+    logits = engine.again(prompt[-1], 1499)
+    available(1)
+    wait_for(lambda: psi_cache.stats()["index"] > 0.7)
+    low.llama_memory_seq_rm(low.llama_get_memory(engine.context), 0, 1499, -1)
+    refused = low.llama_decode.__wrapped__(engine.context, engine.batch)  # of the same token once more
+    during = stats_now()
+    available(8000)
+    wait_for(lambda: psi_cache.stats()["index"] < 0.3)
+    return {
+        "identical": whole == taken,
+        "trims": trims,
+        "refused": refused,
+        "resident_share": during["resident_bytes"] / (during["resident_bytes"] + during["stored_bytes"]),
+        "afterwards": engine.again(prompt[-1], 1499).tobytes() == logits.tobytes(),
+        "steps_refused": stats_now()["refusals"],
+    }
+
+
 def exchange():
     """Pressure at the floor: new tokens are taken in exchange for old ones, and the cache does not grow."""
     available = fake_memory(pathlib.Path(options["root"]))

@@ -196,6 +196,30 @@ static void in_an_emergency_what_may_not_be_written_is_dropped(void **state) {
     close_pool(pool);
 }
 
+/* A stream's copy of a stored block is written too; where it may not be, the caller copies in memory. */
+static void a_copy_of_a_stored_block_keeps_to_it(void **state) {
+    (void)state;
+    for (int strict = 0; strict < 2; strict++) {
+        psi_pool *pool = filled_pool(5, strict);
+        assert_int_equal(written_ahead(pool), 5);
+        assert_int_equal(psi_cache_trim(pool->cache, 0.25), 0);
+        (void)psi_pool_step(pool);
+        uint32_t stored = 0;
+        while (stored < BLOCKS && psi_block_get_state(pool, stored) != PSI_BLOCK_STORED) {
+            stored++;
+        }
+        assert_true(stored < BLOCKS);
+        assert_int_equal(psi_block_copy_stored(pool, stored, BLOCKS - 1), strict ? -EAGAIN : 0);
+        assert_int_equal(stats_of(pool).store_hour_bytes, (strict ? 5 : 6) * block_bytes);
+        assert_int_equal(stats_of(pool).written_bytes, stats_of(pool).store_hour_bytes);
+        assert_int_equal(psi_block_get_state(pool, BLOCKS - 1), strict ? PSI_BLOCK_EMPTY : PSI_BLOCK_STORED);
+        psi_block_free(pool, BLOCKS - 1);
+        psi_cache *cache = pool->cache;
+        psi_pool_destroy(pool);
+        psi_cache_close(cache);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(without_a_bound_it_only_counts),
@@ -206,6 +230,7 @@ int main(void) {
         cmocka_unit_test(a_trim_does_not_unless_it_is_told_to),
         cmocka_unit_test(under_pressure_the_writer_does_not_either),
         cmocka_unit_test(in_an_emergency_what_may_not_be_written_is_dropped),
+        cmocka_unit_test(a_copy_of_a_stored_block_keeps_to_it),
     };
     return cmocka_run_group_tests_name("budget", tests, NULL, NULL);
 }

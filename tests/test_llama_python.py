@@ -191,6 +191,18 @@ def test_a_refusal_is_a_clean_error_and_the_cache_is_as_before(model, tmp_path, 
 
 
 @BOTH
+def test_exact_means_that_no_step_runs_without_what_it_reads(model, tmp_path, flash_attention):
+    environment = {"PSI_CACHE_EXACT": "on", "PSI_CACHE_REFUSE_WAIT_US": "300000"}
+    got, _ = drive(model, "exact", environment=environment, flash_attention=flash_attention, root=str(tmp_path))
+    assert got["identical"]
+    assert got["trims"] >= 20
+    assert got["refused"] == 2  # the step itself: nothing of the call was asked before
+    assert got["steps_refused"] >= 1
+    assert got["resident_share"] < 0.5  # while it waited, memory went as it always does
+    assert got["afterwards"]
+
+
+@BOTH
 def test_at_the_floor_new_tokens_take_the_place_of_old_ones(model, tmp_path, flash_attention):
     got, _ = drive(model, "exchange", environment={}, flash_attention=flash_attention, root=str(tmp_path))
     assert got["finite"]

@@ -63,6 +63,23 @@ def test_a_client_gets_the_normal_error_and_all_goes_on(unified, expected, model
         assert "aborted" not in server.said().lower()
 
 
+def test_what_is_begun_is_not_refused(expected, model, engine_folder, psi_cache_command, tmp_path):
+    """llama-server ends itself, or goes round for ever, where a part of a batch is in the cache and the rest refused."""
+    memory = Memory(tmp_path)
+    with serve_ours(model, engine_folder, psi_cache_command, tmp_path, wait_us=500_000) as server:
+        empty = status_when(psi_cache_command, server.process.pid, lambda status: status["pools"] > 0)["resident_bytes"]
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            job = pool.submit(server.bits, 0, LONG)
+            status_when(psi_cache_command, server.process.pid, lambda status: status["resident_bytes"] > empty)
+            memory.set_mib(1)
+            status_when(psi_cache_command, server.process.pid, lambda status: status["index"] > 0.7)
+            assert not job.done()
+            assert len(job.result(timeout=120)[0]) > 0
+        memory.set_mib(8000)
+        status_when(psi_cache_command, server.process.pid, lambda status: status["index"] < 0.3)
+        assert server.bits(1, LONG) == expected["long"]
+
+
 def test_a_client_waits_while_pressure_lasts_no_longer_than_it_may(expected, model, engine_folder, psi_cache_command, tmp_path):
     memory = Memory(tmp_path)
     with serve_ours(model, engine_folder, psi_cache_command, tmp_path, wait_us=100_000_000) as server:

@@ -247,7 +247,7 @@ def test_doctor_on_llama_cpp(tool):
 # ---- status, trim, restore --------------------------------------------------------------------------
 
 HEAD = struct.Struct("=QqQ64s128sIII")  # psi_board up to its stats
-MAGIC = 0x0035424953500A0D
+MAGIC = 0x0036424953500A0D
 STATS_AT = HEAD.size
 STATS_BYTES = ctypes.sizeof(_native.Stats)
 BOARD_BYTES = (STATS_AT + STATS_BYTES + 7) // 8 * 8

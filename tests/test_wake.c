@@ -13,7 +13,7 @@
 #include <cmocka.h>
 
 #include "os/os.h"
-#include "pool/pool.h"
+#include "pool/cache.h"
 #include "psicache.h"
 
 enum { HALF = 8, BLOCKS = 2 * HALF };
@@ -176,11 +176,66 @@ static void what_is_saved_while_it_sleeps_is_not_hidden(void **state) {
     psi_cache_close(cache);
 }
 
+enum { SHARING = 64, COLUMNS = 2048 }; /* blocks on a page, pages */
+
+/* A transposed tensor: each block has a 64th of every page. */
+static psi_pool *sharing_pool(psi_cache *cache, unsigned char *base) {
+    psi_plane plane = {.base = base,
+                       .block_bytes = page / SHARING,
+                       .column_bytes = page,
+                       .columns = COLUMNS,
+                       .column_stride_bytes = page};
+    psi_pool_options options = PSI_OPTIONS_INIT(psi_pool_options);
+    options.blocks = SHARING;
+    options.planes = &plane;
+    options.planes_per_lane = 1;
+    psi_pool *pool = psi_pool_adopt(cache, &options);
+    assert_non_null(pool);
+    for (uint32_t i = 0; i < SHARING; i++) {
+        (void)psi_block_write(pool, i);
+    }
+    memset(base, 7, page * COLUMNS);
+    for (int i = 0; i < 3; i++) {
+        (void)psi_pool_step(pool);
+    }
+    assert_int_equal(psi_cache_trim(cache, 1), 0);
+    (void)psi_pool_step(pool); /* of none of them: all sleep */
+    psi_pool_step_end(pool);
+    assert_int_equal(pool->resident, 0);
+    return pool;
+}
+
+/* 2,048 pages come with the first block, whose own share of them is 32 pages' worth. */
+static void a_block_that_brings_the_pages_of_others_needs_room_for_them(void **state) {
+    (void)state;
+    uint64_t pages_kib = COLUMNS * page / 1024;
+    for (int enough = 0; enough < 2; enough++) {
+        char available[32];
+        (void)snprintf(available, sizeof(available), "%llu", (unsigned long long)(enough ? pages_kib * 3 : pages_kib));
+        put_meminfo(available);
+        psi_cache *cache = cache_without_room(); /* of half of that, in truth */
+        unsigned char *base = psi_os_reserve(page * COLUMNS);
+        psi_pool *pool = sharing_pool(cache, base);
+        for (int i = 0; i < 20000 && atomic_load(&cache->room_bytes) == UINT64_MAX; i++) {
+            psi_os_pause_us(1000); /* the first reading */
+        }
+        unsigned char marks[SHARING] = {[5] = PSI_MARK_USED};
+        assert_int_equal(psi_pool_mark(pool, marks), 0);
+        (void)psi_pool_step(pool);
+        psi_pool_step_end(pool);
+        assert_int_equal(pool->resident, enough);
+        psi_pool_destroy(pool);
+        psi_cache_close(cache);
+        psi_os_unreserve(base, page * COLUMNS);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(who_sleeps_makes_room_for_who_wakes, setup, teardown),
         cmocka_unit_test_setup_teardown(what_is_saved_while_it_sleeps_is_not_hidden, setup, teardown),
         cmocka_unit_test_setup_teardown(what_was_hidden_comes_back_when_its_turn_comes_again, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_block_that_brings_the_pages_of_others_needs_room_for_them, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -25,7 +25,11 @@ def _value(value) -> bytes:
         return struct.pack("<If", 6, value)
     if isinstance(value, str):
         return struct.pack("<I", 8) + _text(value)
-    return struct.pack("<IIQ", 9, 4, len(value)) + struct.pack(f"<{len(value)}I", *value)  # numbers, none negative
+    if isinstance(value[0], str):
+        return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(_text, value))
+    if isinstance(value[0], float):
+        return struct.pack("<IIQ", 9, 6, len(value)) + struct.pack(f"<{len(value)}f", *value)
+    return struct.pack("<IIQ", 9, 5, len(value)) + struct.pack(f"<{len(value)}i", *value)
 
 
 def _text(text: str) -> bytes:
@@ -114,16 +118,47 @@ def llama(path: pathlib.Path) -> None:
     write_gguf(path, _header("llama", 2, **{"rope.dimension_count": HEAD}), weights)
 
 
+def _vocabulary() -> dict:
+    """One token a printable character; bytes for all others. What cannot be said: unknown, begin, end, and bytes, first."""
+    unsaid = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    said = ["\n", "\u2581", *(chr(code) for code in range(33, 127))]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": unsaid + said,
+        "tokenizer.ggml.scores": [0.0] * len(unsaid) + [-1.0] * len(said),
+        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * len(said),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+    }
+
+
+def with_words(path: pathlib.Path) -> None:
+    """As gemma2, with a vocabulary, for programs that read and write text. It never ends, and says printable characters
+    only: the rows of all other tokens are 0, and so are their logits."""
+    vocabulary = _vocabulary()
+    words = len(vocabulary["tokenizer.ggml.tokens"])
+    weights = _begin()
+    weights.matrix("token_embd.weight", words, WIDTH, WIDTH**0.5)
+    weights["token_embd.weight"][:259] = 0
+    _window_layers(weights)
+    write_gguf(path, {**_header("gemma2", 2, **{"attention.sliding_window": 40, "vocab_size": words}), **vocabulary}, weights)
+
+
 def gemma2(path: pathlib.Path) -> None:
     """Two layers, the first behind a window of 40 tokens; logits of attention are capped."""
     weights = _begin()
+    _window_layers(weights)
+    write_gguf(path, _header("gemma2", 2, **{"attention.sliding_window": 40}), weights)
+
+
+def _window_layers(weights: _Weights) -> None:
     for i in range(2):
         weights.ones(f"blk.{i}.attn_norm.weight", WIDTH)
         weights.attention(f"blk.{i}.")
         weights.ones(f"blk.{i}.post_attention_norm.weight", WIDTH)
         weights.gated(f"blk.{i}.")
         weights.ones(f"blk.{i}.post_ffw_norm.weight", WIDTH)
-    write_gguf(path, _header("gemma2", 2, **{"attention.sliding_window": 40}), weights)
 
 
 def mamba(path: pathlib.Path) -> None:
@@ -179,7 +214,7 @@ def lfm2(path: pathlib.Path) -> None:
     write_gguf(path, _header("lfm2", 4, **more), weights)
 
 
-MODELS = {"llama": llama, "gemma2": gemma2, "mamba": mamba, "lfm2": lfm2}
+MODELS = {"llama": llama, "gemma2": gemma2, "mamba": mamba, "lfm2": lfm2, "with_words": with_words}
 
 
 def write_all(directory: pathlib.Path) -> dict:

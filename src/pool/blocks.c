@@ -118,7 +118,8 @@ int psi_block_copy_stored(psi_pool *pool, uint32_t from, uint32_t to) {
     psi_block_free(pool, to);
     pthread_mutex_lock(&pool->lock);
     int error = source->state == PSI_BLOCK_STORED ? read_record(pool, source->slot) : -EINVAL;
-    error = error == 0 ? psi_store_write(pool->store, pool->record, &b->slot) : error;
+    error = error == 0 ? psi_clean_pause(pool) : error;
+    error = error == 0 ? psi_clean_write_record(pool, &b->slot) : error;
     if (error == 0) {
         b->age = ++pool->writes;
         pool->last_written = to;

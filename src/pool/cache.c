@@ -129,6 +129,7 @@ psi_cache *psi_cache_open(const psi_options *options) {
     psi_tuning_file_load(cache);
     atomic_init(&cache->room_bytes, UINT64_MAX);
     atomic_init(&cache->recalls, cache->settings.recall);
+    atomic_init(&cache->exact, cache->settings.exact);
     atomic_init(&cache->score_share, cache->settings.score_share);
     atomic_init(&cache->recall_share, cache->settings.recall_share);
     log_sources(cache);

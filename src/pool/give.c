@@ -25,9 +25,9 @@ void psi_give_measure(psi_cache *cache, psi_demand *demand) {
 }
 
 /* Inside a step that says which layer it reads, the blocks that it reads may go, too: its owner hides them from the
- * layers to come, and what the present one reads of them stays until then. */
+ * layers to come, and what the present one reads of them stays until then. An exact step is to have them all. */
 static psi_trim_scope reach(const psi_pool *pool) {
-    return pool->layered && pool->store != NULL ? PSI_TRIM_CLEAN : PSI_TRIM_ASLEEP;
+    return pool->layered && !psi_cache_is_exact(pool->cache) && pool->store != NULL ? PSI_TRIM_CLEAN : PSI_TRIM_ASLEEP;
 }
 
 /* Portion by portion, of what the store has. */

@@ -29,7 +29,7 @@ int psi_pool_step_layer(psi_pool *pool, uint32_t first_plane, uint32_t planes) {
     if (pool->in_step) {
         psi_layer_end(pool);
         pool->layered = planes < pool->planes_per_lane;
-        if (pool->layered) {
+        if (pool->layered && !psi_cache_is_exact(pool->cache)) {
             give(pool);
         }
         pool->read_first = pool->layered ? first_plane : 0;

@@ -17,12 +17,21 @@ static int set_policy(psi_cache *cache, const char *value) {
     return 0;
 }
 
-static int set_recall(psi_cache *cache, const char *value) {
+static int set_switch(_Atomic bool *option, const char *value) {
     bool on = strcmp(value, "on") == 0;
     if (!on && strcmp(value, "off") != 0) {
         return -EINVAL;
     }
-    atomic_store(&cache->recalls, on);
+    atomic_store(option, on);
+    return 0;
+}
+
+static int set_recall(psi_cache *cache, const char *value) {
+    int error = set_switch(&cache->recalls, value);
+    if (error != 0) {
+        return error;
+    }
+    bool on = atomic_load(&cache->recalls);
     for (psi_pool *pool = cache->pools; pool != NULL && !on; pool = pool->next) {
         psi_recall_forget(pool);
     }
@@ -46,6 +55,9 @@ static int set_option(psi_cache *cache, const char *name, const char *value) {
     if (strcmp(name, "recall") == 0) {
         return set_recall(cache, value);
     }
+    if (strcmp(name, "exact") == 0) {
+        return set_switch(&cache->exact, value);
+    }
     if (strcmp(name, "score_share") == 0) {
         return set_share(&cache->score_share, value);
     }
@@ -63,6 +75,8 @@ int psi_cache_set_one(psi_cache *cache, const char *name, const char *value) {
 }
 
 bool psi_cache_recalls(const psi_cache *cache) { return atomic_load(&cache->recalls); }
+
+bool psi_cache_is_exact(const psi_cache *cache) { return atomic_load(&cache->exact); }
 
 bool psi_cache_is_uneasy(const psi_cache *cache) { return atomic_load(&cache->uneasy); }
 

@@ -270,6 +270,8 @@ bool psi_cache_may_write(psi_cache *cache, uint64_t bytes);
 void psi_cache_tidy(psi_cache *cache);
 bool psi_cache_is_pressed(const psi_cache *cache);
 bool psi_cache_recalls(const psi_cache *cache);
+/* No step runs without a block that it reads: none is hidden. */
+bool psi_cache_is_exact(const psi_cache *cache);
 double psi_cache_score_share(const psi_cache *cache);
 double psi_cache_recall_share(const psi_cache *cache);
 uint64_t psi_cache_recall_us(const psi_cache *cache);

@@ -172,6 +172,7 @@ int psi_settings_resolve(psi_settings *settings, const psi_options *options) {
     made.store_hour_strict = is_asked_for(o->store_hour_strict, "STORE_HOUR_STRICT");
     made.policy = psi_policy_find(text_of(o->policy, "POLICY", NULL));
     made.recall = is_on(o->recall, "RECALL");
+    made.exact = is_asked_for(o->exact, "EXACT");
     made.score_share = o->score_share > 0 ? o->score_share : share(&made.log, "SCORE_SHARE", 0.01);
     made.recall_share = o->recall_share > 0 ? o->recall_share : share(&made.log, "RECALL_SHARE", 0.03);
     made.recall_us = or_bytes(&made.log, o->recall_us, "RECALL_US", 50000);

@@ -14,7 +14,7 @@ typedef struct psi_settings {
     uint64_t floor_bytes, store_max_bytes, store_hour_max_bytes; /* 0: default; no bound */
     bool store_hour_strict;
     const psi_policy *policy;
-    bool recall;
+    bool recall, exact;
     double score_share, recall_share;
     uint64_t recall_us;
     bool recompute;

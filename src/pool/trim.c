@@ -95,7 +95,7 @@ static bool evict(psi_pool *pool, uint32_t block, psi_trim_scope scope, bool asl
         }
         psi_block_move(pool, block, error == 0 ? PSI_BLOCK_STORED : PSI_BLOCK_DROPPED);
     }
-    b->hidden = !asleep;
+    b->hidden = !asleep && !psi_cache_is_exact(pool->cache); /* else it comes back before the step runs */
     b->releasing = true;
     return true;
 }
@@ -208,7 +208,8 @@ void psi_trim_survey(psi_pool *pool) {
 
 static bool is_wanted(const psi_pool *pool, uint32_t block) {
     const psi_block *b = &pool->block[block];
-    return b->state == PSI_BLOCK_STORED && !b->hidden && b->used >= pool->step;
+    bool hidden = b->hidden && !psi_cache_is_exact(pool->cache);
+    return b->state == PSI_BLOCK_STORED && !hidden && b->used >= pool->step;
 }
 
 /* Of `wanted` blocks as many as do not fit turn hidden, in the policy's order, and wait for room like those that it
@@ -235,10 +236,18 @@ static uint64_t count_wanted(const psi_pool *pool) {
     return wanted;
 }
 
+/* Where blocks share pages (a transposed V), the first of them to come takes the pages of all. `allowed_bytes` is taken
+ * from the room already. */
+static bool has_page_room(const psi_pool *pool, uint32_t block, uint64_t allowed_bytes) {
+    uint64_t bytes = psi_layout_own_bytes(pool, block);
+    return bytes <= allowed_bytes || psi_cache_take_whole_room(pool->cache, bytes - allowed_bytes);
+}
+
 static uint64_t wake(psi_pool *pool, uint64_t most) {
     uint64_t woken = 0;
     for (uint32_t i = 0; i < pool->blocks && woken < most; i++) {
-        woken += is_wanted(pool, i) && psi_block_bring_back(pool, i) == 0;
+        woken +=
+            is_wanted(pool, i) && has_page_room(pool, i, pool->block_total_bytes) && psi_block_bring_back(pool, i) == 0;
     }
     return woken;
 }
@@ -256,16 +265,22 @@ static uint64_t take_from_sleepers(psi_pool *pool, uint64_t blocks) {
     return psi_trim(pool, blocks * pool->block_total_bytes, PSI_TRIM_ASLEEP, 0) / pool->block_total_bytes;
 }
 
+/* Under pressure an exact step waits: what came back for it would go again at once. */
+static uint64_t take_room(psi_pool *pool, uint64_t bytes) {
+    bool waits = psi_cache_is_exact(pool->cache) && psi_cache_is_pressed(pool->cache);
+    return waits ? 0 : psi_cache_take_room(pool->cache, bytes);
+}
+
 /* Blocks that went while nobody read them, and that the coming step reads: they come back before it runs, portion by
  * portion, as many as there is room for. */
 uint64_t psi_wake_wanted(psi_pool *pool) {
     uint64_t portion = PSI_WAKE_BYTES / pool->block_total_bytes + 1, woken = 0;
     for (uint64_t wanted = count_wanted(pool); wanted > 0; wanted = count_wanted(pool)) {
         uint64_t now = lesser(wanted, portion);
-        uint64_t fit = psi_cache_take_room(pool->cache, now * pool->block_total_bytes) / pool->block_total_bytes;
+        uint64_t fit = take_room(pool, now * pool->block_total_bytes) / pool->block_total_bytes;
         uint64_t found = fit < now ? take_from_sleepers(pool, now - fit) : 0;
         fit = lesser(fit + found, now);
-        if (fit < now) {
+        if (fit < now && !psi_cache_is_exact(pool->cache)) {
             hide_surplus(pool, wanted, fit);
         }
         uint64_t came = wake(pool, fit);
@@ -303,8 +318,11 @@ uint64_t psi_regrow(psi_pool *pool, uint64_t want_bytes) {
     uint64_t restored = 0;
     size_t count = collect_hidden(pool);
     while (restored < want_bytes && count > 0) {
-        if (psi_block_bring_back(pool, psi_policy_pop(pool->candidates, &count).block) == 0) {
-            restored += pool->block_total_bytes;
+        uint32_t block = psi_policy_pop(pool->candidates, &count).block;
+        uint64_t bytes = psi_layout_own_bytes(pool, block);
+        bytes = bytes > pool->block_total_bytes ? bytes : pool->block_total_bytes;
+        if (has_page_room(pool, block, want_bytes - restored) && psi_block_bring_back(pool, block) == 0) {
+            restored += bytes;
         }
     }
     if (restored > 0) {

@@ -96,21 +96,6 @@ int psi_store_put(psi_store *store, uint32_t slot, const void *record) {
     return 0;
 }
 
-int psi_store_write(psi_store *store, const void *record, uint32_t *slot) {
-    uint32_t chosen = PSI_SLOT_NONE;
-    int error = psi_store_reserve(store, &chosen);
-    if (error != 0) {
-        return error;
-    }
-    error = psi_store_put(store, chosen, record);
-    if (error != 0) {
-        psi_store_free(store, chosen);
-        return error;
-    }
-    *slot = chosen;
-    return 0;
-}
-
 int psi_store_get(const psi_store *store, uint32_t slot, void *record) {
     if (slot >= store->slots) {
         return -EINVAL;

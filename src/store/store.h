@@ -17,15 +17,13 @@ int psi_store_open(psi_store **store, const char *kind, const char *directory, u
                    uint32_t slots);
 void psi_store_close(psi_store *store);
 
-/* Sets a slot aside for psi_store_put. -ENOSPC, -ENOTSUP, -EPERM as psi_store_write. psi_store_free hands it back. */
+/* Sets a slot aside for psi_store_put. -ENOSPC when the store is full, -ENOTSUP for kind "none", -EPERM in a forked
+ * child. psi_store_free hands it back. */
 int psi_store_reserve(psi_store *store, uint32_t *slot);
 
-/* Writes a record to a reserved slot. Needs no lock: while it runs, others may use other slots. */
+/* Writes a record from page-aligned memory to a reserved slot. -ENOSPC when the disk is full, else the system's error;
+ * the slot stays reserved. Needs no lock: while it runs, others may use other slots. */
 int psi_store_put(psi_store *store, uint32_t slot, const void *record);
-
-/* Both in one. Writes a record from page-aligned memory and names its slot. -ENOSPC when the store or the disk is full,
- * -ENOTSUP for kind "none", else the system's error; nothing is used then. */
-int psi_store_write(psi_store *store, const void *record, uint32_t *slot);
 
 /* Reads it back to page-aligned memory. -EIO also when the bytes are not those that were written. */
 int psi_store_read(psi_store *store, uint32_t slot, void *record);

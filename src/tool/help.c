@@ -40,6 +40,7 @@ static const char the_run[] =
     "  --score-share X     share of the step time that measuring attention may cost, 0 to 1 (default 0.01)\n"
     "  --recall-share X    the same of finding hidden blocks that are wanted, while decoding (default 0.03)\n"
     "  --recall-us N       microseconds that a step of a prompt may spend on exchanges (default 50000)\n"
+    "  --exact on|off      on: no step runs without a block that it reads; it waits for memory instead\n"
     "  --recompute on|off  off: dropped blocks are not computed again from their tokens\n"
     "  --recompute-us N    microseconds that a step may wait for it (default 100000)\n"
     "  --store KIND        where trimmed blocks rest: file (default), or none: they are dropped\n"
@@ -59,7 +60,7 @@ static const char the_run[] =
     "  -q, --quiet         say errors only\n"
     "\n"
     "SIZE is in bytes, or with K, M or G. Each option is an environment variable too: PSI_CACHE_HIGH, _LOW,\n"
-    "_POLICY, _RECALL, _SCORE_SHARE, _RECALL_SHARE, _RECALL_US, _STORE, _STORE_DIR, _STORE_MAX_BYTES,\n"
+    "_POLICY, _RECALL, _EXACT, _SCORE_SHARE, _RECALL_SHARE, _RECALL_US, _STORE, _STORE_DIR, _STORE_MAX_BYTES,\n"
     "_FLOOR_BYTES, _RESERVE_BYTES, _BLOCK_CELLS, _LONG_STEP_US, _CONTROLLER, _MODE, _TUNING, _TUNING_FILE,\n"
     "_VERBOSE (0 errors to 3 debug). PSI_CACHE_LIB_DIR: where the library is.\n";
 

@@ -39,6 +39,7 @@ static const run_option the_options[] = {
     {"store-dir", "PSI_CACHE_STORE_DIR", DIRECTORY, NULL},
     {"store-max", "PSI_CACHE_STORE_MAX_BYTES", BYTES, NULL},
     {"store-hour-max", "PSI_CACHE_STORE_HOUR_MAX_BYTES", BYTES, NULL},
+    {"exact", "PSI_CACHE_EXACT", CHOICE, "on|off"},
     {"store-hour-strict", "PSI_CACHE_STORE_HOUR_STRICT", CHOICE, "on|off"},
     {"floor", "PSI_CACHE_FLOOR_BYTES", BYTES, NULL},
     {"reserve", "PSI_CACHE_RESERVE_BYTES", BYTES, NULL},

@@ -371,6 +371,49 @@ static void hide_what_is_out(psi_llama_step *step, psi_kv *kv) {
 
 static bool is_managed(const psi_kv *kv) { return kv->pool != NULL && !kv->given_up; }
 
+/* Where no step may run without all that it reads: a cache that it has not all of. */
+static psi_kv *incomplete(const psi_llama_step *step) {
+    for (uint32_t i = 0; psi_refusal_is_understood() && i < step->kv_count; i++) {
+        psi_kv *kv = step->kvs[i];
+        if (is_managed(kv) && psi_cache_is_exact(kv->pool->cache)) {
+            psi_pool_states(kv->pool, kv->states);
+            if (misses_some(kv)) {
+                return kv;
+            }
+        }
+    }
+    return NULL;
+}
+
+static void leave_safe_points(const psi_llama_step *step) {
+    for (uint32_t i = 0; i < step->kv_count; i++) {
+        psi_pool_step_end(step->kvs[i]->pool);
+    }
+}
+
+/* False: the step is refused. */
+static bool pass_safe_points(psi_llama_step *step) {
+    for (;;) {
+        if (psi_refusal_of(step)) {
+            return false;
+        }
+        for (uint32_t i = 0; i < step->kv_count; i++) {
+            if (is_managed(step->kvs[i])) {
+                pass_safe_point(step, step->kvs[i]);
+            }
+        }
+        psi_recompute_at_safe_point(step);
+        psi_kv *kv = incomplete(step);
+        if (kv == NULL) {
+            return true;
+        }
+        leave_safe_points(step);
+        if (!psi_refusal_waits_for(step, kv)) {
+            return false;
+        }
+    }
+}
+
 bool psi_llama_step_begin(psi_llama_step *step, const psi_abi *abi, void *graph) {
     step->mask_count = step->kv_count = step->hook_count = step->next_hook = step->write_count = 0;
     step->tokens = (psi_step_tokens){0};
@@ -385,15 +428,9 @@ bool psi_llama_step_begin(psi_llama_step *step, const psi_abi *abi, void *graph)
         settle(step->kvs[i]); /* under the lock: another thread may be asking whether it refuses */
     }
     psi_kv_unlock();
-    if (psi_refusal_of(step)) {
+    if (!pass_safe_points(step)) {
         return false;
     }
-    for (uint32_t i = 0; i < step->kv_count; i++) {
-        if (is_managed(step->kvs[i])) {
-            pass_safe_point(step, step->kvs[i]);
-        }
-    }
-    psi_recompute_at_safe_point(step);
     psi_tokens_note(step); /* now: what the step writes is no content yet that could be copied or compared */
     for (uint32_t i = 0; i < step->kv_count; i++) {
         if (is_managed(step->kvs[i])) {

@@ -192,10 +192,11 @@ static bool is_long(const psi_kv *kv, const step_hook *hook) {
            (us >= kv->long_step_us && us >= (uint64_t)kv->attentions * STOP_US * STOP_SHARE);
 }
 
-static const step_hook *first_hook(const psi_llama_step *step, const psi_kv *kv) {
-    for (uint32_t i = 0; i < step->hook_count; i++) {
-        if (step->hooks[i].kv == kv) {
-            return &step->hooks[i];
+const step_hook *psi_layers_next_hook(const psi_llama_step *step, const psi_kv *kv, const step_hook *last) {
+    const step_hook *end = step->hooks + step->hook_count;
+    for (const step_hook *hook = last != NULL ? last + 1 : step->hooks; hook < end; hook++) {
+        if (hook->kv == kv) {
+            return hook;
         }
     }
     return NULL;
@@ -231,7 +232,7 @@ static const char *why_not(const psi_llama_step *step, psi_kv *kv, const step_ho
 }
 
 void psi_layers_begin(psi_llama_step *step, psi_kv *kv, void *graph) {
-    const step_hook *first = first_hook(step, kv);
+    const step_hook *first = psi_layers_next_hook(step, kv, NULL);
     if (first == NULL || !is_long(kv, first)) {
         return;
     }
@@ -280,7 +281,7 @@ void psi_layers_end(psi_llama_step *step) {
     uint64_t took_us = psi_os_now_us() - step->begin_us;
     for (uint32_t i = 0; i < step->kv_count; i++) {
         psi_kv *kv = step->kvs[i];
-        const step_hook *first = first_hook(step, kv);
+        const step_hook *first = psi_layers_next_hook(step, kv, NULL);
         if (first != NULL) {
             kv->step_us[row_size(rows_of(first))] = took_us > 0 ? took_us : 1;
         }

@@ -8,6 +8,10 @@
 /* While the graph is read: says in the hook which of the cache's planes the attention of `key` reads. */
 void psi_layers_note(step_hook *hook, const kv_tensor *key);
 
+/* The next hook of a cache after `last`, in the order of the layers; NULL: the first; NULL is returned when there is
+ * none. */
+const step_hook *psi_layers_next_hook(const psi_llama_step *step, const psi_kv *kv, const step_hook *last);
+
 /* At the safe point before the step: decides whether a cache has others inside it (kv->layered). */
 void psi_layers_begin(psi_llama_step *step, psi_kv *kv, void *graph);
 

@@ -44,13 +44,12 @@ void psi_listen_note(step_hook *hook, const kv_tensor *key, const tensor *attent
 
 /* ---- When -------------------------------------------------------------------------------------- */
 
-static const step_hook *first_hook(const psi_llama_step *step, const psi_kv *kv) {
-    for (uint32_t i = 0; i < step->hook_count; i++) {
-        if (step->hooks[i].kv == kv && step->hooks[i].listenable) {
-            return &step->hooks[i];
-        }
+static const step_hook *first_listenable(const psi_llama_step *step, const psi_kv *kv) {
+    const step_hook *hook = psi_layers_next_hook(step, kv, NULL);
+    while (hook != NULL && !hook->listenable) {
+        hook = psi_layers_next_hook(step, kv, hook);
     }
-    return NULL;
+    return hook;
 }
 
 static uint32_t count_masks(const psi_llama_step *step, const psi_kv *kv) {
@@ -122,7 +121,7 @@ static void fill(float *values, uint32_t count, float value) {
 
 void psi_listen_begin(psi_llama_step *step, psi_kv *kv) {
     psi_worth *worth = kv->worth;
-    const step_hook *hook = first_hook(step, kv);
+    const step_hook *hook = first_listenable(step, kv);
     if (worth == NULL) {
         return;
     }

@@ -8,6 +8,7 @@
 #include "pool/settings.h"
 
 #define WAIT_US 1000000u /* spikes are shorter, most of them; a client waits longer than that for a long prompt */
+#define WAIT_EXACT_US 30000000u /* who asks for exact answers would rather wait for them */
 #define LOOK_US 5000u
 
 enum { ANSWER_NO_ROOM = 1, ANSWER_ABORTED = 2 };
@@ -17,6 +18,7 @@ enum { ANSWER_NO_ROOM = 1, ANSWER_ABORTED = 2 };
 static _Atomic(const void *) main_context;
 
 typedef struct call {
+    bool known;    /* it came past us: else it is not known where it ends */
     bool follows;  /* another context's */
     bool refused;  /* a step of it */
     bool computed; /* a step before that one */
@@ -28,8 +30,12 @@ void psi_refusal_call_begins(const void *context) {
     const void *none = NULL;
     psi_llama_context = context;
     (void)atomic_compare_exchange_strong(&main_context, &none, context);
-    now = (call){.follows = atomic_load(&main_context) != context};
+    now = (call){.known = true, .follows = atomic_load(&main_context) != context};
 }
+
+/* A part of the call's batch is in the cache: llama-server knows no refusal of the rest, sends the whole again, and its
+ * client gets "Invalid input batch.". */
+static bool is_begun(void) { return now.known && now.computed; }
 
 int32_t psi_refusal_answer(int32_t status) {
     bool as_before = now.refused && !now.computed;
@@ -68,13 +74,24 @@ static psi_kv *without_room(const psi_llama_step *step) {
     return NULL;
 }
 
-/* Until when to wait. Callers that ask again at once, with half of the batch, wait once for all. */
+/* Until when to wait, of what began to wait now. Callers that ask again at once, with half of the batch, wait once for
+ * all. */
 static uint64_t wait_until_us(psi_kv *kv, uint64_t now_us) {
-    uint64_t wait_us = psi_settings_bytes(NULL, "REFUSE_WAIT_US", WAIT_US);
+    bool exact = psi_cache_is_exact(kv->pool->cache);
+    uint64_t wait_us = psi_settings_bytes(NULL, "REFUSE_WAIT_US", exact ? WAIT_EXACT_US : WAIT_US);
+    if (is_begun()) { /* a refusal before the call is none of it */
+        return now_us + wait_us;
+    }
     if (kv->refused_at_us == 0 || now_us - kv->refused_at_us > wait_us) {
         kv->refused_from_us = now_us;
     }
     return kv->refused_from_us + wait_us;
+}
+
+static void refuse(psi_kv *kv, uint64_t at_us) {
+    kv->refused_at_us = at_us;
+    now.refused = true;
+    psi_pool_count_refusal(kv->pool);
 }
 
 bool psi_refusal_of(const psi_llama_step *step) {
@@ -85,12 +102,24 @@ bool psi_refusal_of(const psi_llama_step *step) {
         at_us = psi_os_now_us();
         kv = without_room(step);
     }
-    if (kv != NULL) {
-        kv->refused_at_us = at_us;
-        now.refused = true;
-        psi_pool_count_refusal(kv->pool);
+    bool refused = kv != NULL && !is_begun(); /* what is begun has waited, and goes on */
+    if (refused) {
+        refuse(kv, at_us);
     }
-    return kv != NULL;
+    return refused;
+}
+
+bool psi_refusal_is_understood(void) { return !now.follows; }
+
+bool psi_refusal_waits_for(const psi_llama_step *step, psi_kv *kv) {
+    uint64_t at_us = psi_os_now_us();
+    bool waits = is_begun() || at_us < wait_until_us(kv, step->begin_us);
+    if (waits) {
+        psi_os_pause_us(LOOK_US);
+    } else {
+        refuse(kv, at_us);
+    }
+    return waits;
 }
 
 void psi_refusal_computed(const psi_llama_step *step) {

@@ -11,8 +11,16 @@ void psi_refusal_call_begins(const void *context);
 int32_t psi_refusal_answer(int32_t status);
 
 /* The step needs blocks that it does not get: waits until pressure has fallen, at most PSI_CACHE_REFUSE_WAIT_US in a
- * row. True: it is refused. No lock is held. */
+ * row. True: it is refused; never where a part of its call is computed. No lock is held. */
 bool psi_refusal_of(const psi_llama_step *step);
+
+/* The same where a step must have all that it reads and has not all of `kv`, after its safe points: waits a moment.
+ * True: look again. False: it waited long enough since it began, and is refused; where a part of its
+ * call is computed, it waits for as long as it takes. */
+bool psi_refusal_waits_for(const psi_llama_step *step, psi_kv *kv);
+
+/* False where a refusal would not be understood: a draft's context. */
+bool psi_refusal_is_understood(void);
 
 /* A step that writes a cache was computed. */
 void psi_refusal_computed(const psi_llama_step *step);

@@ -238,17 +238,26 @@ void psi_tokens_note(psi_llama_step *step) {
     }
 }
 
-void psi_tokens_note_partial(const psi_llama_step *step) {
+/* The cells that the step writes. */
+static void for_each_written(const psi_llama_step *step, void (*does)(psi_kv *kv, uint64_t cell)) {
     for (uint32_t i = 0; i < step->write_count; i++) {
         const step_write *w = &step->writes[i];
-        for (int64_t row = 0; row < w->indices->ne[0] && w->kv->partial != NULL; row++) {
+        for (int64_t row = 0; row < w->indices->ne[0]; row++) {
             int64_t cell = cell_of(w->indices, row);
             if (cell >= 0 && cell < (int64_t)w->kv->cells * w->kv->streams) {
-                psi_kv_set_bit(w->kv->partial, (uint64_t)cell, true);
+                does(w->kv, (uint64_t)cell);
             }
         }
     }
 }
+
+static void note_partial(psi_kv *kv, uint64_t cell) {
+    if (kv->partial != NULL) {
+        psi_kv_set_bit(kv->partial, cell, true);
+    }
+}
+
+void psi_tokens_note_partial(const psi_llama_step *step) { for_each_written(step, note_partial); }
 
 /* ---- Forgetting -------------------------------------------------------------------------------- */
 
@@ -273,14 +282,4 @@ void psi_tokens_forget_all(psi_kv *kv) {
     }
 }
 
-void psi_tokens_forget_step(const psi_llama_step *step) {
-    for (uint32_t i = 0; i < step->write_count; i++) {
-        const step_write *w = &step->writes[i];
-        for (int64_t row = 0; row < w->indices->ne[0]; row++) {
-            int64_t cell = cell_of(w->indices, row);
-            if (cell >= 0 && cell < (int64_t)w->kv->cells * w->kv->streams) {
-                psi_tokens_forget(w->kv, (uint64_t)cell);
-            }
-        }
-    }
-}
+void psi_tokens_forget_step(const psi_llama_step *step) { for_each_written(step, psi_tokens_forget); }
