@@ -87,7 +87,7 @@ def test_an_idle_server_answers_without_a_request(tmp_path, monkeypatch):
 def test_what_is_withheld_is_never_read(tmp_path):
     """Withheld blocks are filled with what is no number: one read of it, and the texts differ. Within steps, too, and with
     requests that are preempted for memory."""
-    got, _ = drive("identical", tmp_path=tmp_path, PSI_CACHE_VLLM_PAGES="poison", DRIVER_TOKENS=48,
+    got, _ = drive("identical", tmp_path=tmp_path, PSI_CACHE_VLLM_PAGES="poison", DRIVER_TOKENS=32,
                    options={"scheduler_cls": "psi_cache.vllm.preempt.PreemptingScheduler"})
     assert got["identical"]["preemptions"] > 0
     check_identical(got["identical"])
