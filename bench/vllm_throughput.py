@@ -49,7 +49,7 @@ def load(server, options, first):
 
 def status(pid):
     said = subprocess.run([COMMAND, "status", "--json", str(pid)], capture_output=True, text=True, check=True)
-    return json.loads(said.stdout)
+    return json.loads(said.stdout)["processes"][0]
 
 
 def withhold(server, options):

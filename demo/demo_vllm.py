@@ -32,9 +32,9 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", choices=SIDES, action="append", help="only this side (may be repeated)")
     parser.add_argument("--model", default=MODEL, help="a directory that vLLM loads (default: Gemma 3 270M, converted)")
-    parser.add_argument("--kv", type=float, default=512, metavar="MIB", help="the KV cache (default 512)")
+    parser.add_argument("--kv", type=float, default=1024, metavar="MIB", help="the KV cache (default 1024)")
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--warm", type=int, default=64, help="requests before the limit (default 64)")
+    parser.add_argument("--warm", type=int, default=48, help="requests before the limit (default 48)")
     parser.add_argument("--requests", type=int, default=48, help="requests under it (default 48)")
     parser.add_argument("--prompt-tokens", type=int, default=300)
     parser.add_argument("--tokens", type=int, default=48, help="of each answer")
@@ -70,14 +70,20 @@ def needed_bytes(group):
     return group.usage() - max(0, cached - shared - mapped)
 
 
+def forget_peak(group):
+    """From here on: what was charged before the limit was no use of it."""
+    if group.v1:
+        with open(group.v1 + "/memory.max_usage_in_bytes", "w") as file:
+            file.write("0")
+
+
 def status_of(pid):
     """What the controller in vLLM's scheduler process says; {} where there is none."""
     command = [os.path.join(os.path.dirname(sys.executable), "psi-cache"), "status", "--json", str(pid)]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
-        said = json.loads(answer.stdout)
-        return said[0] if isinstance(said, list) else said
-    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired):
+        return json.loads(answer.stdout)["processes"][0]
+    except (OSError, ValueError, LookupError, subprocess.TimeoutExpired):
         return {}
 
 
@@ -154,6 +160,7 @@ def measure(options, side, program, group, server):
     if options.limit_bytes is None:
         options.limit_bytes = (warm_bytes + SLACK_BYTES) // MIB * MIB
     group.set_limit(options.limit_bytes)
+    forget_peak(group)
     watcher = Watcher(group, pids)
     pressure = group.pressure()
 

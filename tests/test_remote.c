@@ -136,11 +136,11 @@ static void bad_calls_are_refused_and_change_nothing(void **state) {
     psi_pool_counts counts = PSI_OPTIONS_INIT(psi_pool_counts);
     counts.resident = 7;
     psi_pool_counts sizeless = {.resident = 7};
-    psi_pool_wish small = {.size = sizeof(size_t)};
+    psi_pool_wish nameless = {0};
     assert_int_equal(psi_pool_report(NULL, &counts, &wish), -EINVAL);
     assert_int_equal(psi_pool_report(pool, NULL, &wish), -EINVAL);
     assert_int_equal(psi_pool_report(pool, &sizeless, &wish), -EINVAL);
-    assert_int_equal(psi_pool_report(pool, &counts, &small), -EINVAL);
+    assert_int_equal(psi_pool_report(pool, &counts, &nameless), -EINVAL);
     assert_int_equal(stats_now().resident_bytes, 0);
     psi_pool_options own = PSI_OPTIONS_INIT(psi_pool_options);
     own.blocks = 4;
@@ -150,6 +150,19 @@ static void bad_calls_are_refused_and_change_nothing(void **state) {
     assert_non_null(here);
     assert_int_equal(psi_pool_report(here, &counts, &wish), -EINVAL);
     psi_pool_destroy(here);
+    end();
+}
+
+static void an_older_caller_gets_the_fields_that_it_knows(void **state) {
+    (void)state;
+    make(-1, NULL);
+    (void)tell((psi_pool_counts){.resident = 40, .evictable = 40});
+    assert_int_equal(psi_cache_trim(cache, 0.5), 0);
+    psi_pool_counts counts = {.size = offsetof(psi_pool_counts, evictable), .resident = 40, .evictable = 7};
+    psi_pool_wish wish = {.size = offsetof(psi_pool_wish, restore_bytes), .restore_bytes = 77, .pressed = 77};
+    assert_int_equal(psi_pool_report(pool, &counts, &wish), 0);
+    assert_true(wish.trim_bytes > 0 && wish.restore_bytes == 77 && wish.pressed == 77);
+    assert_int_equal(pool->counts.evictable, 0); /* not read */
     end();
 }
 
@@ -230,6 +243,7 @@ int main(void) {
         cmocka_unit_test(a_restore_by_hand_asks_for_all),
         cmocka_unit_test(what_is_on_its_way_is_pending_until_the_owner_says_otherwise),
         cmocka_unit_test(bad_calls_are_refused_and_change_nothing),
+        cmocka_unit_test(an_older_caller_gets_the_fields_that_it_knows),
         cmocka_unit_test(calls_on_blocks_find_none),
         cmocka_unit_test(the_controller_asks_and_rings),
     };

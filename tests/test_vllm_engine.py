@@ -71,7 +71,9 @@ def test_an_idle_server_answers_without_a_request(tmp_path, monkeypatch):
 
         def given():
             said = subprocess.run([command, "status", "--json", str(pids["core"])], capture_output=True, text=True)
-            return json.loads(said.stdout)["trimmed_bytes"] if said.returncode == 0 else 0
+            if said.returncode != 0:
+                return 0
+            return json.loads(said.stdout)["processes"][0]["trimmed_bytes"]
 
         assert wait(lambda: given() > 0), server.said()[-4000:]
         wait(lambda: before - anon_bytes(pids["worker"]) >= 0.98 * given(), 5)
@@ -83,8 +85,11 @@ def test_an_idle_server_answers_without_a_request(tmp_path, monkeypatch):
 
 
 def test_what_is_withheld_is_never_read(tmp_path):
-    """Withheld blocks are filled with what is no number: one read of it, and the texts differ."""
-    got, _ = drive("identical", tmp_path=tmp_path, PSI_CACHE_VLLM_PAGES="poison")
+    """Withheld blocks are filled with what is no number: one read of it, and the texts differ. Within steps, too, and with
+    requests that are preempted for memory."""
+    got, _ = drive("identical", tmp_path=tmp_path, PSI_CACHE_VLLM_PAGES="poison", DRIVER_TOKENS=32,
+                   options={"scheduler_cls": "psi_cache.vllm.preempt.PreemptingScheduler"})
+    assert got["identical"]["preemptions"] > 0
     check_identical(got["identical"])
 
 

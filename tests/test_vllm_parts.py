@@ -340,6 +340,22 @@ def test_a_busy_engine_is_left_to_its_own_thread(pair):
     assert wait(lambda: not keeper.going) and keeper.usable() >= keeper.floor_blocks
 
 
+def test_a_busy_engine_whose_pool_is_guarded_gives_within_its_step(pair):
+    import psi_cache
+
+    pair.start()
+    keeper = pair.scheduler.keeper
+    pair.use(12)
+    pair.scheduler.pool_is_guarded = True
+    pair.scheduler.new_request("busy")
+    with pair.scheduler.lock:  # as in a schedule
+        psi_cache.trim(1.0)
+        time.sleep(0.2)
+        assert not keeper.going and not keeper.withheld
+    assert wait(lambda: keeper.given_bytes > 0 and not keeper.going)
+    assert keeper.usable() >= keeper.floor_blocks
+
+
 def test_no_request_waits_for_an_engine_that_was_never_used(pair):
     import psi_cache
 

@@ -88,11 +88,18 @@ def returned(engine):
 
 
 class Presser(threading.Thread):
-    """Trims and restores by hand at random moments, in steps and between them."""
+    """Trims and restores by hand after random numbers of steps, within one or between two: as often on a slow machine."""
 
     def __init__(self, seed):
         super().__init__(daemon=True)
         self.over, self.trims, self._chance = False, 0, random.Random(seed)
+
+    def _let_steps_pass(self, count):
+        import psi_cache
+
+        until = psi_cache.stats()["steps"] + count
+        while not self.over and psi_cache.stats()["steps"] < until:
+            time.sleep(0.005)
 
     def run(self):
         import psi_cache
@@ -103,7 +110,7 @@ class Presser(threading.Thread):
                 self.trims += 1
             else:
                 psi_cache.restore()
-            time.sleep(self._chance.uniform(0.02, 0.3))
+            self._let_steps_pass(self._chance.randrange(2, 16))
 
 
 def identical(engine):

@@ -85,9 +85,19 @@ static uint64_t take_restore(psi_pool *pool) {
     return atomic_exchange(&pool->want_restore_all, false) ? UINT64_MAX : asked;
 }
 
+static psi_pool_wish take_wish(psi_pool *pool) {
+    psi_pool_wish wish = {.pressed = psi_cache_is_pressed(pool->cache)};
+    if (!psi_is_forked_child(pool->cache)) {
+        wish.trim_bytes = take_trim(pool);
+        wish.restore_bytes = wish.trim_bytes > 0 ? 0 : take_restore(pool);
+    }
+    return wish;
+}
+
+/* A caller built with an older header knows fewer fields, of both structures. */
 int psi_pool_report(psi_pool *pool, const psi_pool_counts *given, psi_pool_wish *wish) {
     if (pool == NULL || !pool->is_remote || given == NULL || given->size < sizeof(given->size) || wish == NULL ||
-        wish->size < sizeof(*wish)) {
+        wish->size < sizeof(wish->size)) {
         return -EINVAL;
     }
     psi_pool_counts counts = {0};
@@ -97,14 +107,11 @@ int psi_pool_report(psi_pool *pool, const psi_pool_counts *given, psi_pool_wish 
     pool->resident = counts.resident;
     pool->step++;
     note_moves(pool, &counts);
-    wish->trim_bytes = wish->restore_bytes = 0;
-    wish->pressed = psi_cache_is_pressed(pool->cache);
-    if (!psi_is_forked_child(pool->cache)) {
-        wish->trim_bytes = take_trim(pool);
-        wish->restore_bytes = wish->trim_bytes > 0 ? 0 : take_restore(pool);
-    }
-    pool->counts.going_bytes += wish->trim_bytes; /* until the next report says what came of it */
+    psi_pool_wish made = take_wish(pool);
+    pool->counts.going_bytes += made.trim_bytes; /* until the next report says what came of it */
     psi_remote_survey(pool);
     pthread_mutex_unlock(&pool->lock);
+    made.size = wish->size;
+    memcpy(wish, &made, made.size < sizeof(made) ? made.size : sizeof(made));
     return 0;
 }

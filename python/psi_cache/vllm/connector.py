@@ -92,10 +92,18 @@ class PsiCacheConnector(KVConnectorBase_V1, SupportsHMA):
         if self.worker_half is not None:
             self.worker_half.register(kv_caches)
 
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        self._clean(connector_metadata)
+
     @harmless(None)
-    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+    def _clean(self, metadata: Any) -> None:
+        """Here and not in start_load_kv, which may come after the forward pass: it would wipe what the pass wrote."""
         if self._poisons and self.worker_half is not None:
-            self.worker_half.clean(getattr(self._get_connector_metadata(), "returned", []))
+            self.worker_half.clean(getattr(metadata, "returned", []))
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        pass
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         pass

@@ -1,13 +1,16 @@
-"""An option: a scheduler class that preempts the newest request where memory is short and all of it is in use.
+"""An option: a scheduler class that gives memory back within a step, and preempts for it.
 
     --scheduler-cls psi_cache.vllm.preempt.PreemptingScheduler
 
-Without it blocks in use stay until their requests end or need more of them (vLLM preempts then). Its price: a preempted
-request is computed again from its first token on, as after any preemption of vLLM's; the scheduler's interface is not
-public; and with it vLLM schedules synchronously. At least one request keeps running."""
+Without it a busy engine gives back free blocks at its next schedule, and blocks in use stay until their requests end or
+need more of them (vLLM preempts then). With it the pool has a lock, so that free blocks go while a step runs; and the
+newest request is preempted as soon as memory is wanted that only running requests have. Its price: a preempted request is
+computed again from its first token on, as after any preemption of vLLM's; the scheduler's interface is not public; and
+with it vLLM schedules synchronously. At least one request keeps running."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any, Optional
 
@@ -38,21 +41,48 @@ def preempt_newest(scheduler: Any) -> int:
 
 
 class PreemptingScheduler(Scheduler):
+    _psi_half: Optional[SchedulerHalf] = None
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._psi_half = half_of(getattr(self, "connector", None))
-        if self._psi_half is None or not hasattr(self, "_preempt_request") or not isinstance(self.running, list):
-            self._psi_half = None
+        half = half_of(getattr(self, "connector", None))
+        if half is None or not hasattr(self, "_preempt_request") or not isinstance(self.running, list):
             say(WARN, "nothing is preempted for memory: no PsiCacheConnector, or a scheduler that is not known here")
+            return
+        self._psi_half = half
+        half.pool_is_guarded = True
+
+    def _pool(self) -> Any:
+        """Held by each call that changes the block pool: our thread is at it only between them."""
+        return self._psi_half.lock if self._psi_half is not None else contextlib.nullcontext()
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
-        half = self._psi_half
-        if half is not None:
-            wanted = half.make_way()
-            preempted = False
-            while wanted > 0 and len(self.running) > 1:
-                wanted -= preempt_newest(self)
-                preempted = True
-            if preempted:
-                half.make_way()  # before they are given to somebody else
-        return super().schedule(*args, **kwargs)
+        with self._pool():
+            if self._psi_half is not None:
+                self._preempt(self._psi_half)
+            return super().schedule(*args, **kwargs)
+
+    def _preempt(self, half: SchedulerHalf) -> None:
+        wanted = half.make_way()
+        preempted = False
+        while wanted > 0 and len(self.running) > 1:
+            wanted -= preempt_newest(self)
+            preempted = True
+        if preempted:
+            half.make_way()  # before they are given to somebody else
+
+    def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
+        with self._pool():
+            return super().update_from_output(*args, **kwargs)
+
+    def add_request(self, *args: Any, **kwargs: Any) -> Any:
+        with self._pool():
+            return super().add_request(*args, **kwargs)
+
+    def finish_requests(self, *args: Any, **kwargs: Any) -> Any:
+        with self._pool():
+            return super().finish_requests(*args, **kwargs)
+
+    def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> Any:
+        with self._pool():
+            return super().reset_prefix_cache(*args, **kwargs)

@@ -49,7 +49,7 @@ class SchedulerHalf:
         self._vllm_config, self._kv_cache_config = vllm_config, kv_cache_config
         self._engine_id, self._extra = engine_id, extra
         self.keeper: Optional[Keeper] = None
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._remote: Optional[Remote] = None
         self._peers: List[socket.socket] = []
         self._number, self._gone_bytes = 0, 0
@@ -58,6 +58,7 @@ class SchedulerHalf:
         self._idle = False
         self._thread: Optional[threading.Thread] = None
         self._stops = self._failed = False
+        self.pool_is_guarded = False  # every change of the pool is made under our lock: preempt.py
 
     # ---- start -----------------------------------------------------------------------------------
 
@@ -110,17 +111,17 @@ class SchedulerHalf:
     # ---- vLLM's thread ---------------------------------------------------------------------------
 
     def new_request(self, request_id: str) -> None:
-        with self._lock:
+        with self.lock:
             self._idle = False
             self._requests.add(request_id)
 
     def allocated(self, groups: Any) -> None:
         if self.keeper is not None:
-            with self._lock:
+            with self.lock:
                 self.keeper.note_used(groups)
 
     def finished(self, request_id: str, groups: Any) -> None:
-        with self._lock:
+        with self.lock:
             self._requests.discard(request_id)
             if self.keeper is not None:
                 self.keeper.note_released(groups)
@@ -129,7 +130,7 @@ class SchedulerHalf:
         """A schedule is made, and its step not begun."""
         if self.keeper is None:
             return
-        with self._lock:
+        with self.lock:
             if self._failed:
                 self._leave(self.keeper)
                 return
@@ -155,7 +156,7 @@ class SchedulerHalf:
 
     def take_returned(self) -> List[int]:
         """Blocks that came back to the pool since the last call."""
-        with self._lock:
+        with self.lock:
             returned = self.keeper.returned if self.keeper is not None else []
             if self.keeper is not None:
                 self.keeper.returned = []
@@ -165,7 +166,7 @@ class SchedulerHalf:
         """For the scheduler class: takes what can be had, and answers how many blocks more are wanted."""
         if self.keeper is None:
             return 0
-        with self._lock:
+        with self.lock:
             self.keeper.preempts = True
             self.keeper.tick()
             return 0 if self.keeper.going else self.keeper.owed
@@ -189,7 +190,7 @@ class SchedulerHalf:
                 self._failed = True
 
     def _answer(self, ready: Set[int]) -> None:
-        with self._lock:
+        with self.lock:
             if self._remote is None or self.keeper is None:
                 return
             if self._remote.wake_fd in ready:
@@ -197,9 +198,9 @@ class SchedulerHalf:
             for peer in self._peers:
                 if peer.fileno() in ready:
                     self._hear(peer)
-            if self._idle:
+            if self._idle or self.pool_is_guarded:
                 self.keeper.settle()
-                self.keeper.tick(idle=True)
+                self.keeper.tick(idle=self._idle)
                 self.keeper.settle()
 
     def _hear(self, peer: socket.socket) -> None:
@@ -231,14 +232,14 @@ class SchedulerHalf:
 
     def shut_down(self) -> None:
         """On vLLM's thread, between two changes of the pool."""
-        with self._lock:
+        with self.lock:
             if self.keeper is not None:
                 self._leave(self.keeper)
         self._end()
 
     def _end(self) -> None:
         self._stops = True
-        with self._lock:
+        with self.lock:
             for peer in self._peers:
                 peer.close()
             self._peers = []
