@@ -15,7 +15,6 @@ import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "..", "demo")]
-os.environ["PSI_CACHE_CONTROLLER"] = "off"  # nothing goes but what is asked for
 import demo  # noqa: E402
 import quality_tasks as tasks  # noqa: E402
 
@@ -62,6 +61,7 @@ class Engine:
     """llama.cpp through its low-level interface, so that what is decoded, and where, is ours to choose."""
 
     def __init__(self, options):
+        os.environ["PSI_CACHE_CONTROLLER"] = "off"  # nothing goes but what is asked for
         import psi_cache.llama  # noqa: F401  before llama_cpp
         import psi_cache
         from llama_cpp import llama_cpp as api

