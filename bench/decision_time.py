@@ -18,19 +18,11 @@ POLICIES = ("fifo", "lru", "attention", "keys", "auto")
 ATTENTION, KEYS = 0, 1
 
 
-class PoolOptions(ctypes.Structure):
-    _fields_ = [("size", ctypes.c_size_t), ("name", ctypes.c_char_p), ("block_bytes", ctypes.c_size_t),
-                ("blocks", ctypes.c_uint32), ("lanes", ctypes.c_uint32), ("planes", ctypes.c_void_p),
-                ("planes_per_lane", ctypes.c_uint32), ("keep_first", ctypes.c_uint32),
-                ("keep_newest", ctypes.c_uint32), ("floor_bytes", ctypes.c_uint64), ("moved", ctypes.c_void_p),
-                ("moved_user", ctypes.c_void_p)]
-
-
 def load():
     library = _native.library()
     library.psi_cache_open.restype = library.psi_pool_create.restype = ctypes.c_void_p
     library.psi_block_alloc.restype = ctypes.c_void_p
-    library.psi_pool_create.argtypes = [ctypes.c_void_p, ctypes.POINTER(PoolOptions)]
+    library.psi_pool_create.argtypes = [ctypes.c_void_p, ctypes.POINTER(_native.PoolOptions)]
     library.psi_block_alloc.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     library.psi_block_write.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
     library.psi_pool_score.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
@@ -72,8 +64,8 @@ def main():
     options = parser.parse_args()
     library = load()
     cache = library.psi_cache_open(None)
-    pool = library.psi_pool_create(cache, PoolOptions(size=ctypes.sizeof(PoolOptions), block_bytes=4096,
-                                                      blocks=options.blocks))
+    pool = library.psi_pool_create(cache, _native.PoolOptions(
+        size=ctypes.sizeof(_native.PoolOptions), block_bytes=4096, blocks=options.blocks))
     addresses = [library.psi_block_alloc(pool, None) for _ in range(options.blocks)]
     worst_ms = 0
     for policy in POLICIES:

@@ -75,8 +75,8 @@ class Pool:
         os.environ.update(PSI_CACHE_STORE=store, PSI_CACHE_STORE_DIR=store_dir)
         self._library, self.blocks, self.block_bytes = library, blocks, block_bytes
         self._cache = library.psi_cache_open(None)
-        self._pool = library.psi_pool_create(self._cache, decision_time.PoolOptions(
-            size=ctypes.sizeof(decision_time.PoolOptions), block_bytes=block_bytes, blocks=blocks))
+        self._pool = library.psi_pool_create(self._cache, _native.PoolOptions(
+            size=ctypes.sizeof(_native.PoolOptions), block_bytes=block_bytes, blocks=blocks))
         self._addresses = [library.psi_block_alloc(self._pool, None) for _ in range(blocks)]
         if not self._pool or None in self._addresses:
             sys.exit("no memory for %d blocks of %d bytes" % (blocks, block_bytes))

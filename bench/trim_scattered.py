@@ -38,14 +38,6 @@ class Plane(ctypes.Structure):
                 ("columns", ctypes.c_size_t), ("column_stride_bytes", ctypes.c_size_t)]
 
 
-class PoolOptions(ctypes.Structure):
-    _fields_ = [("size", ctypes.c_size_t), ("name", ctypes.c_char_p), ("block_bytes", ctypes.c_size_t),
-                ("blocks", ctypes.c_uint32), ("lanes", ctypes.c_uint32), ("planes", ctypes.POINTER(Plane)),
-                ("planes_per_lane", ctypes.c_uint32), ("keep_first", ctypes.c_uint32),
-                ("keep_newest", ctypes.c_uint32), ("floor_bytes", ctypes.c_uint64), ("moved", ctypes.c_void_p),
-                ("moved_user", ctypes.c_void_p)]
-
-
 SPIN = r"""
 #include <pthread.h>
 static void *run(void *a) { for (volatile unsigned long i = 0;; i++) { } return a; }
@@ -65,7 +57,7 @@ def spin():
 def load():
     library = _native.library()
     library.psi_cache_open.restype = library.psi_pool_adopt.restype = ctypes.c_void_p
-    library.psi_pool_adopt.argtypes = [ctypes.c_void_p, ctypes.POINTER(PoolOptions)]
+    library.psi_pool_adopt.argtypes = [ctypes.c_void_p, ctypes.POINTER(_native.PoolOptions)]
     library.psi_block_restore.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
     library.psi_pool_score.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
     library.psi_pool_mark.argtypes = library.psi_pool_states.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
@@ -116,8 +108,9 @@ class Cache:
         planes = (Plane * PLANES)(*(Plane(self.base + i * self.plane_bytes, piece_bytes, self.plane_bytes, 1, 0)
                                     for i in range(PLANES)))
         self.cache = library.psi_cache_open(None)
-        self.pool = library.psi_pool_adopt(self.cache, PoolOptions(
-            size=ctypes.sizeof(PoolOptions), blocks=BLOCKS, planes=planes, planes_per_lane=PLANES))
+        self.pool = library.psi_pool_adopt(self.cache, _native.PoolOptions(
+            size=ctypes.sizeof(_native.PoolOptions), blocks=BLOCKS, planes=ctypes.addressof(planes),
+            planes_per_lane=PLANES))
         library.psi_pool_mark(self.pool, b"\3" * BLOCKS)
         self.place()
         for _ in range(2):  # written one step ago: all may go

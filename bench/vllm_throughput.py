@@ -17,6 +17,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 from demo import machine  # noqa: E402
+from demo_vllm import status_of  # noqa: E402
 from vllm_server import Load, Server  # noqa: E402
 
 BUILD = ROOT / "build" / "bench"
@@ -47,21 +48,16 @@ def load(server, options, first):
     return run.tokens_per_s()
 
 
-def status(pid):
-    said = subprocess.run([COMMAND, "status", "--json", str(pid)], capture_output=True, text=True, check=True)
-    return json.loads(said.stdout)["processes"][0]
-
-
 def withhold(server, options):
     """Fills ours, trims it while idle until nothing more goes, and answers how many bytes stay in use."""
     load(server, options, 10**6)
     core, withheld = server.pids()["core"], -1
-    while status(core)["withheld_bytes"] != withheld:
-        withheld = status(core)["withheld_bytes"]
+    while status_of(core)["withheld_bytes"] != withheld:
+        withheld = status_of(core)["withheld_bytes"]
         subprocess.run([COMMAND, "trim", str(core), "1.0"], check=True)
         time.sleep(3)
-    print(f"  withheld: {withheld >> 20} of {status(core)['capacity_bytes'] >> 20} MiB", flush=True)
-    return status(core)["capacity_bytes"] - withheld
+    print(f"  withheld: {withheld >> 20} of {status_of(core)['capacity_bytes'] >> 20} MiB", flush=True)
+    return status_of(core)["capacity_bytes"] - withheld
 
 
 def interval(ratios):

@@ -14,6 +14,7 @@ import uuid
 import pytest
 from fake_vllm import FakeBlockPool, FakeTensor
 
+from psi_cache import _native
 from psi_cache.vllm import channel, hooks, plugin, remote
 from psi_cache.vllm import pages as pages_module
 from psi_cache.vllm.channel import Run
@@ -111,7 +112,7 @@ def test_poison_is_no_number_in_any_type():
 def test_the_structures_are_those_of_the_header():
     """Field by field: a field that is added in one place only would shift the others."""
     header = (pathlib.Path(__file__).resolve().parent.parent / "include" / "psicache.h").read_text()
-    for name, structure in (("psi_pool_options", remote.PoolOptions), ("psi_pool_counts", remote.PoolCounts),
+    for name, structure in (("psi_pool_options", _native.PoolOptions), ("psi_pool_counts", remote.PoolCounts),
                             ("psi_pool_wish", remote.PoolWish)):
         body = re.search(r"typedef struct %s \{(.*?)\} %s;" % (name, name), header, re.S).group(1)
         body = re.sub(r"/\*.*?\*/", "", body, flags=re.S)

@@ -33,6 +33,26 @@ class PsiCacheValueError(PsiCacheError, ValueError):
     """An argument out of range."""
 
 
+class PoolOptions(ctypes.Structure):
+    """``psi_pool_options`` of psicache.h, field by field."""
+
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("name", ctypes.c_char_p),
+        ("block_bytes", ctypes.c_size_t),
+        ("blocks", ctypes.c_uint32),
+        ("lanes", ctypes.c_uint32),
+        ("planes", ctypes.c_void_p),
+        ("planes_per_lane", ctypes.c_uint32),
+        ("keep_first", ctypes.c_uint32),
+        ("keep_newest", ctypes.c_uint32),
+        ("floor_bytes", ctypes.c_uint64),
+        ("moved", ctypes.c_void_p),
+        ("moved_user", ctypes.c_void_p),
+        ("wake_fd", ctypes.c_int),
+    ]
+
+
 class Stats(ctypes.Structure):
     """``psi_stats`` of psicache.h, field by field."""
 

@@ -14,26 +14,6 @@ from .. import _native
 ALL = 2**64 - 1
 
 
-class PoolOptions(ctypes.Structure):
-    """psi_pool_options of psicache.h, field by field."""
-
-    _fields_ = [
-        ("size", ctypes.c_size_t),
-        ("name", ctypes.c_char_p),
-        ("block_bytes", ctypes.c_size_t),
-        ("blocks", ctypes.c_uint32),
-        ("lanes", ctypes.c_uint32),
-        ("planes", ctypes.c_void_p),
-        ("planes_per_lane", ctypes.c_uint32),
-        ("keep_first", ctypes.c_uint32),
-        ("keep_newest", ctypes.c_uint32),
-        ("floor_bytes", ctypes.c_uint64),
-        ("moved", ctypes.c_void_p),
-        ("moved_user", ctypes.c_void_p),
-        ("wake_fd", ctypes.c_int),
-    ]
-
-
 class PoolCounts(ctypes.Structure):
     """psi_pool_counts of psicache.h, field by field."""
 
@@ -84,7 +64,7 @@ class Wish:
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.psi_cache_open.argtypes, library.psi_cache_open.restype = [ctypes.c_void_p], ctypes.c_void_p
     library.psi_cache_close.argtypes, library.psi_cache_close.restype = [ctypes.c_void_p], None
-    library.psi_pool_remote.argtypes = [ctypes.c_void_p, ctypes.POINTER(PoolOptions)]
+    library.psi_pool_remote.argtypes = [ctypes.c_void_p, ctypes.POINTER(_native.PoolOptions)]
     library.psi_pool_remote.restype = ctypes.c_void_p
     library.psi_pool_destroy.argtypes, library.psi_pool_destroy.restype = [ctypes.c_void_p], None
     library.psi_pool_report.argtypes = [ctypes.c_void_p, ctypes.POINTER(PoolCounts), ctypes.POINTER(PoolWish)]
@@ -103,8 +83,8 @@ class Remote:
         if not self._cache:
             self.close()
             raise _native.PsiCacheError(errno.EINVAL, "libpsicache opens no cache: the line above names the option")
-        options = PoolOptions(
-            size=ctypes.sizeof(PoolOptions),
+        options = _native.PoolOptions(
+            size=ctypes.sizeof(_native.PoolOptions),
             name=name.encode(),
             block_bytes=block_bytes,
             blocks=blocks,
