@@ -422,6 +422,16 @@ def watcher_cost(result):
                    ["in", "limit", "of one processor", "wake-ups a second", "us a wake-up"], rows, draw, (8, 2.0))
 
 
+def cuda_pages(result):
+    rows = [[run["pieces"], number(run["give"]["p50_us"], "%.0f"), number(run["give"]["worst_us"], "%.0f"),
+             number(run["take"]["p50_us"], "%.0f"), number(run["take"]["worst_us"], "%.0f"),
+             number(run["freed_bytes"] / run["promised_bytes"], "%.3f"), run["changed_pieces"]] for run in result["runs"]]
+    return Section("Giving a GPU's memory back", "CUDA's calls alone, not used by us yet: %s, pieces of %d MiB, %d of them."
+                   % (result["gpu"], result["piece_bytes"] // MIB, result["pieces"]),
+                   ["pieces that went", "give, us", "worst", "take, us", "worst", "freed of promised", "others changed"],
+                   rows, None, (8, 2.0))
+
+
 def quality_trials(trials):
     shown = [("fifo", "off"), ("attention", "off"), ("keys", "off"), ("auto", "off"), ("auto", "on")]
     tasks, shares = list(dict.fromkeys(trial["task"] for trial in trials)), (0.25, 0.5, 0.75, 0.9)
@@ -472,7 +482,8 @@ KINDS = (("oom-table", oom_table, "make bench-oom-table"),
          ("thrash", thrash, "make bench-thrash"),
          ("server-soak", server_soak, "make bench-server-soak"),
          ("neighbour", neighbour, "make bench-neighbour"),
-         ("watcher-cost", watcher_cost, "make bench-watcher-cost"))
+         ("watcher-cost", watcher_cost, "make bench-watcher-cost"),
+         ("cuda_pages", cuda_pages, "python3 bench/cuda_pages.py"))
 
 
 def section_of(name, value):
