@@ -426,10 +426,20 @@ def cuda_pages(result):
     rows = [[run["pieces"], number(run["give"]["p50_us"], "%.0f"), number(run["give"]["worst_us"], "%.0f"),
              number(run["take"]["p50_us"], "%.0f"), number(run["take"]["worst_us"], "%.0f"),
              number(run["freed_bytes"] / run["promised_bytes"], "%.3f"), run["changed_pieces"]] for run in result["runs"]]
+
+    def draw(figure):
+        axis = figure.subplots()
+        for what, key, hue in (("given back", "give_us", COLOURS["ours"]), ("taken again", "take_us", COLOURS["other"])):
+            axis.hist([us for run in result["runs"] for us in run[key]], bins=80, range=(0, 160), histtype="step",
+                      label=what, color=hue)
+        axis.set_xlabel("us a piece")
+        axis.legend(frameon=False, fontsize=8)
+        plain(axis)
+
     return Section("Giving a GPU's memory back", "CUDA's calls alone, not used by us yet: %s, pieces of %d MiB, %d of them."
                    % (result["gpu"], result["piece_bytes"] // MIB, result["pieces"]),
                    ["pieces that went", "give, us", "worst", "take, us", "worst", "freed of promised", "others changed"],
-                   rows, None, (8, 2.0))
+                   rows, draw, (8, 2.0))
 
 
 def quality_trials(trials):
