@@ -3,6 +3,7 @@ beginning of the file's name; each takes what the file holds and returns a Secti
 import dataclasses
 import statistics
 
+import board
 import quality
 
 MIB = 1024 * 1024
@@ -459,8 +460,26 @@ def quality_trials(trials):
                    ["task", "policy"] + ["%d %% evicted" % (100 * share) for share in shares], rows, draw, (10, 3.2))
 
 
+def device(result):
+    rows = [[what, words] for what, words in board.told(result["board"])]
+    rows.append(["warmest part, degrees", "%s before, %s after" % tuple(
+        number(value, "%.0f") for value in (result["board"]["warmth_c"], result["warmth_after_c"]))])
+    parts = [[part["name"], part.get("left_out") or ("not done" if part.get("result") is None else
+              "done in %d s" % part["took_s"] if part["status"] == 0 else "done in %d s, missed its bar" % part["took_s"]),
+              len(part.get("raw") or []) or "-"] for part in result["parts"]]
+    checks = [[check["state"], check["name"], check["detail"], check["cure"]] for check in (result["doctor"] or {}).get(
+        "checks", []) if check["state"] != "ok"]
+    more = [(["bench", "", "runs in the file"], parts)]
+    if checks:
+        more.append((["psi-cache doctor says", "of", "what", "cure"], checks))
+    return Section("A board: %s" % (result["board"]["board"] or result["machine"]["cpu"]),
+                   "What psi-cache bench device found and left in one file; its benches follow in their places.",
+                   ["", "this board"], rows, command="psi-cache bench device", machine=result["machine"], more=more)
+
+
 # In the order of the page: beginning of a file's name, section, what repeats it where the file does not say.
-KINDS = (("oom-table", oom_table, "make bench-oom-table"),
+KINDS = (("psi-cache-device", device, "psi-cache bench device"),
+         ("oom-table", oom_table, "make bench-oom-table"),
          ("spike-matrix", spike_matrix, "make bench-spike-matrix"),
          ("demo", demo, "make demo ARGS=\"--quick --runs 20\""),
          ("quality", quality_trials, "make bench-quality"),
