@@ -84,9 +84,10 @@ def disk(root, directory):
     path = os.path.realpath(link)
     if os.path.exists(os.path.join(path, "partition")):
         path = os.path.dirname(path)
+    name_ = os.path.basename(path)
     turning = text("/", os.path.join(path, "queue/rotational")) == "1"
     kind = text("/", os.path.join(path, "device/type"))  # of a card: SD or MMC
-    return os.path.basename(path) + (" (%s)" % kind if kind in ("SD", "MMC") else ", turning" if turning else "")
+    return name_ + (" (%s)" % kind if kind in ("SD", "MMC") else ", turning" if turning and name_.startswith(("sd", "hd")) else "")
 
 
 def graphics(root):
@@ -156,6 +157,8 @@ def told(facts_):
     group = facts_["cgroup"]
     cure = {"off": "off; add psi=1 to the kernel command line", "no": "not in this kernel"}
     words = facts_["kernel_words"]
+    seen = [facts_["graphics"]["chip"], *facts_["graphics"]["drivers"], *facts_["graphics"]["cards"]]
+    clock_ = facts_["clock"]
     return [
         ("board", facts_["board"] or "no device tree (a PC or a virtual machine)"),
         ("system", "%s%s" % (facts_["system"] or "-", ", " + facts_["l4t"] if facts_["l4t"] else "")),
@@ -166,9 +169,8 @@ def told(facts_):
         ("cgroup", "memory controller on %s" % group["memory"] if group["memory"] else
          "no memory controller%s" % (" (cgroup_disable=memory on the kernel command line; add cgroup_enable=memory)"
                                      if "cgroup_disable=memory" in words else "")),
-        ("graphics", "%s; memory: %s" % (", ".join(filter(None, [facts_["graphics"]["chip"], *facts_["graphics"]["drivers"],
-                                                                *facts_["graphics"]["cards"]])) or "none seen",
-                                         facts_["graphics"]["memory"])),
+        ("graphics", "none seen" if not any(seen) else "%s; memory: %s" % (", ".join(filter(None, seen)),
+                                                                           facts_["graphics"]["memory"])),
         ("store's disk", facts_["disk"] or "not known"),
-        ("clock", "%s, up to %s MHz" % (facts_["clock"]["governor"] or "governor not known",
-                                        facts_["clock"]["most_khz"] and facts_["clock"]["most_khz"] // 1000))]
+        ("clock", "%s%s" % (clock_["governor"] or "governor not known", ", up to %d MHz" % (
+            clock_["most_khz"] // 1000) if clock_["most_khz"] else ""))]

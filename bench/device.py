@@ -121,6 +121,8 @@ def names():
 # A path below these is a person's; what is left are the kernel's own (/proc, /sys, /dev) and the store's directory.
 PLACES = re.compile(r"(?<![\w.])/(?:home|root|Users|media|mnt|srv|opt|tmp|run/user)(?:/[^\s\"',:;)\]]*)?")
 
+GROUPS = re.compile(r"/sys/fs/cgroup/[^\s\"',:;)]*/")  # names of services and of containers
+
 
 def scrubbed(value, paths, hosts):
     """The same without paths of people and names of hosts, in keys, too."""
@@ -132,7 +134,7 @@ def scrubbed(value, paths, hosts):
         return value
     for path, name in paths:
         value = re.sub(r"(?<![\w.])%s(?![\w-])" % re.escape(path), name, value)
-    value = PLACES.sub("<path>", value)
+    value = GROUPS.sub("/sys/fs/cgroup/<group>/", PLACES.sub("<path>", value))
     for host in hosts:
         value = re.sub(r"(?<![\w-])%s(?![\w-])" % re.escape(host), "<name>", value)
     return value

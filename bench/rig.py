@@ -145,10 +145,10 @@ def library_knows_modes():
 
 # ---- the engine --------------------------------------------------------------------------------------
 
-def engine_command(mode, weights, state, state_tokens, context_tokens):
+def engine_command(mode, weights, state, state_tokens, context_tokens, model=None):
     return [sys.executable, os.path.join(HERE, "engine.py"), "--mode", "stock" if mode == "stock" else "ours",
-            "--model", model_file(), "--weights", weights, "--context", str(context_tokens), "--state", state,
-            "--state-tokens", str(state_tokens)]
+            "--model", model or model_file(), "--weights", weights, "--context", str(context_tokens)] + (
+                ["--state", state, "--state-tokens", str(state_tokens)] if state else [])
 
 
 def environment_of(mode, extra=None):
@@ -167,8 +167,8 @@ class Engine:
 
     def __init__(self, mode, weights="locked", group=None, context_tokens=CONTEXT_TOKENS, state_tokens=STATE_TOKENS,
                  span=1024, rest_ms=0.0, stats_ms=50.0, threads=2, environment=None, piece=1,
-                 cache_type="f16", arguments=()):
-        """span: tokens decoded before they are taken back and decoded anew (an engine so decodes for ever, and its
+                 cache_type="f16", model=None, arguments=()):
+        """state_tokens: 0: none is loaded. model: a file, if not the usual one. span: tokens decoded before they are taken back and decoded anew (an engine so decodes for ever, and its
         cache grows by no more than that). piece: tokens in a step. rest_ms: pause after each step. stats_ms: how often the engine reports
         psi_cache.stats(); 0 never. environment: added to the child's, for example PSI_CACHE_* options. arguments: more
         of engine.py's own."""
@@ -180,14 +180,16 @@ class Engine:
         self.stats = []    # (time_s, psi_cache.stats()); empty for stock
         self.refused = 0   # decodes that were told to wait
         self.ended_by_us = False
-        state = state_file(state_tokens, cache_type)
-        keep_in_page_cache(state)
+        state = state_file(state_tokens, cache_type) if state_tokens else None
+        if state:
+            keep_in_page_cache(state)
+        self.model = model or model_file()
         if weights == "unreclaimable":
-            keep_in_page_cache(model_file())  # it is the private copy that the group pays for
+            keep_in_page_cache(self.model)  # it is the private copy that the group pays for
         else:
-            demo.forget_file_pages(model_file())
+            demo.forget_file_pages(self.model)
         read_end, write_end = os.pipe()
-        command = engine_command(mode, weights, state, state_tokens, context_tokens) + [
+        command = engine_command(mode, weights, state, state_tokens, context_tokens, model) + [
             "--span", str(span), "--piece", str(piece), "--rest-ms", str(rest_ms), "--stats-ms", str(stats_ms), "--threads", str(threads),
             "--cache-type", cache_type, "--events-fd", str(write_end), *map(str, arguments)]
         self._log = tempfile.TemporaryFile()
@@ -502,13 +504,13 @@ class Stage:
     def unreclaimable_bytes(self, weights):
         """Of what is charged, how much the kernel cannot take back; mapped weights are counted as if it could not,
         since a model without them is too slow to be of use."""
-        return unreclaimable_bytes(self.group, weights)
+        return unreclaimable_bytes(self.group, weights, self._engines[0].model if self._engines else None)
 
 
-def unreclaimable_bytes(group, weights):
+def unreclaimable_bytes(group, weights, model=None):
     cached, locked = group.file_bytes()
     # The kernel moves a locked page to its unevictable list only when it meets it: take the weights at their size.
-    kept = 0 if weights == "unreclaimable" else min(cached, max(os.path.getsize(model_file()), locked))
+    kept = 0 if weights == "unreclaimable" else min(cached, max(os.path.getsize(model or model_file()), locked))
     return group.usage() - (cached - kept)
 
 
