@@ -34,6 +34,8 @@ SETTLE_S = 1.0                # the spike holds all of its memory so long before
 STEPS = 16                    # of the boards' engines while the spike holds
 LONGEST_STEP_S = 240.0        # an engine that makes none for so long is ended
 RECORDS = "context.jsonl"
+NOT_CHARGED = ("the weights are not charged to the group, or not locked (another process maps them, or ulimit -l): start it "
+               "again when that is mended; what was done is kept")
 SIDES = {"stock": "stock", "ours": "auto"}  # rig's modes
 
 
@@ -84,29 +86,13 @@ def keep(record):
 
 # ---- one run -----------------------------------------------------------------------------------------
 
-def wait(engine, condition, most_s=LONGEST_STEP_S):
-    """Whether it came to hold before the engine ended, or made no step for so long."""
-    done, since_s = -1, time.monotonic()
-    while not condition():
-        if done != (now := len(engine.prompt) + len(engine.steps)):
-            done, since_s = now, time.monotonic()
-        if not engine.alive() or time.monotonic() > since_s + most_s:
-            return False
-        time.sleep(0.005)
-    return True
-
-
-def events_of(engine, name):
-    return [event for event in list(engine.events) if event["event"] == name]
-
-
 def ask(engine, path):
     """The text that it answers; None when it does not."""
-    before = len(events_of(engine, "answer"))
+    before = len(engine.of("answer"))
     engine.order("ask " + path)
-    if not wait(engine, lambda: len(events_of(engine, "answer")) > before):
+    if not engine.wait_for(lambda: len(engine.of("answer")) > before, LONGEST_STEP_S):
         return None
-    return events_of(engine, "answer")[-1]["text"]
+    return engine.of("answer")[-1]["text"]
 
 
 def run(side, context_tokens, limit_bytes, spike_bytes, document, options, question=None, model=None):
@@ -118,9 +104,11 @@ def run(side, context_tokens, limit_bytes, spike_bytes, document, options, quest
                               span=TAIL_TOKENS // 2, stats_ms=200, threads=options.threads, model=model,
                               arguments=("--document", document))
         sampler = stage.sampler(engine, 5000, most_s=3600)
-        read = wait(engine, lambda: events_of(engine, "read"))
+        read = engine.wait_for(lambda: engine.of("read"), LONGEST_STEP_S)
         read_s = time.monotonic()
         stats = {"read": engine.last_stats()}
+        if read and not rig.weights_are_as_said(stage, engine):
+            raise RuntimeError(NOT_CHARGED)
         if read:
             spike = stage.spike(spike_bytes, options.rate * rig.MB, hold_s=3600)
             full = spike.wait_full(120)
@@ -130,7 +118,7 @@ def run(side, context_tokens, limit_bytes, spike_bytes, document, options, quest
                 said["in_spike"] = ask(engine, question)
             else:
                 steps = len(engine.steps)
-                wait(engine, lambda: len(engine.steps) >= steps + STEPS)
+                engine.wait_for(lambda: len(engine.steps) >= steps + STEPS, LONGEST_STEP_S)
             in_spike_s = time.monotonic()
             spike.end()
             if question and engine.alive():
@@ -158,8 +146,10 @@ def need_bytes(context_tokens, document, options, model=None):
     with rig.Stage() as stage:
         engine = stage.engine("stock", ready=False, weights="locked", context_tokens=context_tokens, state_tokens=0,
                               threads=options.threads, model=model, span=64, arguments=("--document", document))
-        if not wait(engine, lambda: len(engine.steps) >= 5):
+        if not engine.wait_for(lambda: len(engine.steps) >= 5, LONGEST_STEP_S):
             raise RuntimeError("stock did not come up without a limit: " + engine.said()[-1000:])
+        if not rig.weights_are_as_said(stage, engine):
+            raise RuntimeError(NOT_CHARGED)
         return stage.unreclaimable_bytes("locked")
 
 
@@ -376,5 +366,5 @@ def main():
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except rig.NoRights as error:
+    except (rig.NoRights, RuntimeError) as error:
         sys.exit(str(error))

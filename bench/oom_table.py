@@ -126,7 +126,7 @@ def run_once(side, number, plan, options, expected):
     begin_s = time.monotonic()
     with rig.Stage(plan.limit_bytes) as stage:
         engine = engine_of(stage, side, plan, options, drawn.prompt)
-        if not wait(lambda: any(event["event"] == "loaded" for event in list(engine.events)), engine, options.run_limit)[0]:
+        if not engine.wait_for(lambda: engine.of("loaded"), options.run_limit):
             raise RuntimeError("the engine did not load its cache: " + engine.said()[-1000:])
         ready_s = time.monotonic()
         sampler = stage.sampler(engine, SAMPLE_US, most_s=900)
@@ -142,38 +142,19 @@ def run_once(side, number, plan, options, expected):
             "weights_as_said": as_said})
 
 
-def wait(condition, engine, most_s):
-    """(whether it held, how long was waited): not when the engine ended first, or made no step for most_s. How long a whole
-    run takes is for the machine to say: a quantised cache on a shared processor needs minutes to its spike."""
-    begin_s = since_s = time.monotonic()
-    done = progress(engine)
-    while not condition():
-        if done != progress(engine):
-            done, since_s = progress(engine), time.monotonic()
-        if not engine.alive() or time.monotonic() > since_s + most_s:
-            return False, time.monotonic() - begin_s
-        time.sleep(0.002)
-    return True, time.monotonic() - begin_s
-
-
-def progress(engine):
-    return len(engine.prompt) + len(engine.steps)
-
-
 def play(stage, engine, side, drawn, options):
     """The spike at its moment, and until it and the least number of tokens are done. (spike or None, in time). A run
     that does not come to its spike says nothing of the side: RuntimeError."""
-    reached, waited_s = wait(lambda: progress(engine) >= drawn.moment, engine, options.run_limit)
-    if not reached:
-        raise RuntimeError("no spike after %.0f s, %d steps of %d: the engine %s" % (
-            waited_s, progress(engine), drawn.moment, "made none for %.0f s (--run-limit)" % options.run_limit
+    if not engine.wait_for(lambda: engine.progress() >= drawn.moment, options.run_limit):
+        raise RuntimeError("no spike after %d steps of %d: the engine %s" % (
+            engine.progress(), drawn.moment, "made none for %.0f s (--run-limit)" % options.run_limit
             if engine.alive() else "ended: " + engine.said()[-1000:]))
     spike, spike_s = None, 0.0
     if side.pressed:
         spike_s = drawn.size_bytes / drawn.bytes_per_s + HOLD_S
         spike = stage.spike(drawn.size_bytes, drawn.bytes_per_s, hold_s=HOLD_S)
-    in_time, _ = wait(lambda: (spike is None or spike.process.poll() is not None)
-                      and len(engine.steps) >= TOKENS_LEAST, engine, spike_s + options.run_limit)
+    in_time = engine.wait_for(lambda: (spike is None or spike.process.poll() is not None)
+                              and len(engine.steps) >= TOKENS_LEAST, spike_s + options.run_limit)
     if in_time:
         time.sleep(AFTER_S)
     if not engine.alive() and spike is not None and spike.process.poll() is None:
