@@ -65,7 +65,7 @@ def oom_table(result):
             number(s["peak_bytes"], "%.0f", MIB), number(s["mean_bytes"], "%.0f", MIB), number(s["step_p50_ms"]),
             number(s["step_p99_ms"]), number(s["step_worst_ms"], "%.0f"), number(s["tokens"], "%.0f"),
             "%d of %d" % (q["as_unpressed_runs"], q["judged_runs"]), number(q["tokens_as_stock_share"], "%.2f"),
-            s["context_tokens"]])
+            s["context_tokens"], number(s.get("again_p50_s"))])
 
     def draw(figure):
         kills, memory, steps = figure.subplots(1, 3)
@@ -108,7 +108,8 @@ def oom_table(result):
         says += " %d of the runs that were asked for are missing." % result["missing_runs"]
     return Section("Killed, in one limit under the same spikes", says,
                    ["side", "runs", "killed", "failed", "peak MiB", "mean MiB", "p50 ms", "p99 ms", "worst ms", "tokens",
-                    "all tokens as unpressed", "tokens as whole 16-bit cache", "context"], rows, draw, (11, 3.6))
+                    "all tokens as unpressed", "tokens as whole 16-bit cache", "context", "answers again after s"],
+                   rows, draw, (11, 1.2 + 0.35 * len(sides)))
 
 
 # ---- latency and scale -------------------------------------------------------------------------------
