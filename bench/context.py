@@ -26,7 +26,7 @@ import quality_tasks
 import records
 import rig
 
-VERSION = 1
+VERSION = 2
 BAR = 4
 SLACK_BYTES = 8 * rig.MIB     # of the limit, above what stock needs with the spike
 TAIL_TOKENS = 256             # of the context, for question, answer and what is decoded meanwhile
@@ -95,12 +95,18 @@ def ask(engine, path):
     return engine.of("answer")[-1]["text"]
 
 
+def weights_of(model):
+    """The real model's are mapped and locked. Those of the boards' models are read into private memory, as llama.cpp does
+    with --no-mmap: it repacks Q4_0 for the processor, and a locked mapping beside that would be a second copy."""
+    return "locked" if model is None else "unreclaimable"
+
+
 def run(side, context_tokens, limit_bytes, spike_bytes, document, options, question=None, model=None):
     """Reads a document, bears a spike, and answers in it and after it. All that is known of it."""
     said = {"in_spike": None, "after": None}
     with rig.Stage(limit_bytes) as stage:
         begin_s = time.monotonic()
-        engine = stage.engine(SIDES[side], ready=False, weights="locked", context_tokens=context_tokens, state_tokens=0,
+        engine = stage.engine(SIDES[side], ready=False, weights=weights_of(model), context_tokens=context_tokens, state_tokens=0,
                               span=TAIL_TOKENS // 2, stats_ms=200, threads=options.threads, model=model,
                               arguments=("--document", document))
         sampler = stage.sampler(engine, 5000, most_s=3600)
@@ -144,13 +150,13 @@ def run(side, context_tokens, limit_bytes, spike_bytes, document, options, quest
 def need_bytes(context_tokens, document, options, model=None):
     """What stock cannot do without, with this context, once it has read the document."""
     with rig.Stage() as stage:
-        engine = stage.engine("stock", ready=False, weights="locked", context_tokens=context_tokens, state_tokens=0,
+        engine = stage.engine("stock", ready=False, weights=weights_of(model), context_tokens=context_tokens, state_tokens=0,
                               threads=options.threads, model=model, span=64, arguments=("--document", document))
         if not engine.wait_for(lambda: len(engine.steps) >= 5, LONGEST_STEP_S):
             raise RuntimeError("stock did not come up without a limit: " + engine.said()[-1000:])
         if not rig.weights_are_as_said(stage, engine):
             raise RuntimeError(NOT_CHARGED)
-        return stage.unreclaimable_bytes("locked")
+        return stage.unreclaimable_bytes(weights_of(model))
 
 
 def write_tokens(name, tokens):

@@ -157,7 +157,8 @@ def scale(result):
                   number(row["memory_mb_s"], "%.0f"), number(row["trim_share"], "%.2f"),
                   number(row["trim_cpu_share"], "%.2f"), number(row["restore_mb_s"], "%.0f"),
                   number(row["disk_mb_s"], "%.0f"),
-                  number(row["restore_share"], "%.2f")] for row in result["bandwidth"]]
+                  number(row["restore_share"], "%.2f"), *(number(row.get(key), "%.0f") for key in (
+                      "disk_pieces_mb_s", "fresh_mb_s", "one_by_one_mb_s"))] for row in result["bandwidth"]]
     cost = [["{:,}".format(row["cells"]), row["blocks"], *(number(row[key], "%.1f") for key in (
         "step_p50_us", "step_p99_us", "decide_p50_us", "decide_worst_us"))] for row in result["cost"]]
 
@@ -193,9 +194,50 @@ def scale(result):
     return Section("Bandwidth of trim and restore, and cost against size", "Without an engine, through the C interface; "
                    "the limits of memory and disk are measured in the same run, in turn.",
                    ["blocks", "KiB a block", "trim MB/s", "memory's MB/s", "share", "share of processor time",
-                    "restore MB/s", "disk's MB/s", "share"], rows, draw, (9, 3.4), more=[
+                    "restore MB/s", "disk's MB/s", "share", "disk in pieces of a block", "fresh pages", "both in turn"], rows, draw, (9, 3.4), more=[
                         (["cells", "blocks", "safe point, p50 us", "p99 us", "one that trims a tenth, p50 us", "worst us"],
                          cost)])
+
+
+# ---- context in the same memory ------------------------------------------------------------------------
+
+def context(result):
+    key, rows, more = result["key"], [], []
+    if key:
+        rows = [[row["side"], row["context_tokens"], row["runs"], row["killed"], row["found_in_spike"], row["found_after"],
+                 number(row["resident_in_spike_bytes"], "%.0f", MIB)] for row in key["rows"]]
+    words = {True: "killed", False: "alive"}
+    for board in result["boards"]:
+        for run in board["runs"]:
+            more.append([board["device"], "%s, %d of %d layers" % (board["model"], board["layers_run"], board["layers"]),
+                         run["side"], run["context_tokens"], words[run["killed"]] if not run["failed"] else "failed",
+                         number(run["limit_bytes"], "%.0f", MIB), number(run["spike_bytes"], "%.0f", MIB),
+                         number(run["resident_bytes"].get("spike"), "%.0f", MIB)])
+    tables = [(["board", "model (random weights)", "side", "context", "", "limit MiB", "spike MiB", "of the cache in memory, MiB"],
+               more)] if more else []
+    tables += [([board["arithmetic"][0]], [[line] for line in board["arithmetic"][1:]]) for board in result["boards"]]
+
+    def draw(figure):
+        axis = figure.subplots()
+        for y, row in enumerate(key["rows"]):
+            lost = row["killed"] or row["found_in_spike"] < row["runs"]
+            axis.barh(y, row["context_tokens"], color=COLOURS["light"] if lost else colour(row["side"]))
+            axis.text(row["context_tokens"], y, "  killed %d of %d" % (row["killed"], row["runs"]) if row["killed"] else
+                      "  key found %d of %d" % (row["found_in_spike"], row["runs"]), va="center", fontsize=8)
+        axis.set_yticks(range(len(key["rows"])), ["%s, %d" % (row["side"], row["context_tokens"]) for row in key["rows"]])
+        axis.set_xlim(right=1.25 * max(row["context_tokens"] for row in key["rows"]))
+        axis.set_xlabel("tokens of context (dark: never killed, and the key found each time while the spike was there)")
+        axis.invert_yaxis()
+        axis.spines[["top", "right"]].set_visible(False)
+
+    says = "A pass key in a document that fills the context; the question comes while the spike holds. " if key else ""
+    if key:
+        says += "Limit %.0f MiB, spike %.0f MiB: stock needs %.0f MiB with %d tokens. Longest: ours %d, stock %d tokens." % (
+            key["limit_bytes"] / MIB, key["spike_bytes"] / MIB, key["stock_bytes"] / MIB, min(
+                row["context_tokens"] for row in key["rows"]), key["longest_tokens"]["ours"], key["longest_tokens"]["stock"])
+    return Section("Context in the same memory", says, ["side", "context", "runs", "killed", "key found in the spike",
+                                                        "after it", "of the cache in memory in the spike, MiB"], rows,
+                   draw if key and key["rows"] else None, (8, 2.6), more=tables)
 
 
 # ---- results that were there before ------------------------------------------------------------------
@@ -484,6 +526,7 @@ KINDS = (("psi-cache-device", device, "psi-cache bench device"),
          ("spike-matrix", spike_matrix, "make bench-spike-matrix"),
          ("demo", demo, "make demo ARGS=\"--quick --runs 20\""),
          ("quality", quality_trials, "make bench-quality"),
+         ("context", context, "make bench-context"),
          ("latency", latency, "make bench-latency"),
          ("reaction", reaction, "make bench-reaction"),
          ("scale", scale, "make bench-scale"),
