@@ -16,6 +16,7 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -139,6 +140,7 @@ def report(arguments):
 
 
 def main():
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a list is often cut short
     subcommand = sys.argv[1] if len(sys.argv) > 1 else "bench"
     return report(sys.argv[2:]) if subcommand == "report" else bench(sys.argv[2:])
 
