@@ -273,7 +273,7 @@ def board_model(board, layers):
 def board_needs(board, options):
     """{layers: bytes}: stock with its context, in a few sizes, without a limit."""
     found = {}
-    for layers in board.measured_layers:
+    for layers in sorted({*board.measured_layers, board.layers_run}):
         wanted = setting("board need", board=board.name, layers=layers, tokens=board.stock_tokens, threads=options.threads)
         known = load(wanted)
         if not known and options.report:

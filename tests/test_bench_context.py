@@ -29,10 +29,10 @@ def test_shapes_are_those_of_the_models_that_are_named():
 
 
 def test_the_whole_is_on_the_line_through_what_was_measured():
-    needs = {layers: 400 * MIB + 200 * MIB * layers for layers in (1, 2, 3)}
-    assert boards.line(needs) == pytest.approx((400 * MIB, 200 * MIB, 0))
-    assert boards.line({**needs, 2: 1000 * MIB})[2] == pytest.approx(0.2)
-    whole = boards.whole(NANO, {layers: 400 * MIB + 150 * MIB * layers for layers in (1, 2, 3)})
+    needs = {layers: 400 * MIB + 200 * MIB * layers for layers in (2, 3, 4)}
+    assert boards.line(NANO, needs) == pytest.approx((400 * MIB, 200 * MIB, 0))
+    assert boards.line(NANO, {**needs, 3: 1250 * MIB, 1: 0})[2] == pytest.approx(0.2)
+    whole = boards.whole(NANO, {layers: 400 * MIB + 150 * MIB * layers for layers in (2, 3, 4)})
     assert whole["stock_bytes"] == 400 * MIB + 150 * MIB * 32
     assert whole["stock_bytes"] + whole["spike_bytes"] == pytest.approx(whole["memory_bytes"], abs=2)
     # While the spike is there ours has what stock's cache took: a quarter of what four times the context needs.
@@ -41,7 +41,7 @@ def test_the_whole_is_on_the_line_through_what_was_measured():
     assert scaled["stock_bytes"] == needs[2]
     assert scaled["spike_bytes"] == pytest.approx(whole["spike_bytes"] * 2 / 32, abs=MIB)
     with pytest.raises(ValueError, match="does not fit"):
-        boards.whole(NANO, {1: GIB, 3: 3 * GIB})
+        boards.whole(NANO, {2: 2 * GIB, 3: 3 * GIB, 4: 4 * GIB})
 
 
 def test_a_random_model_is_a_gguf_file_of_the_size_that_was_said(tmp_path):
@@ -84,7 +84,7 @@ def test_the_longest_context_is_one_that_is_never_killed_and_always_found():
 
 
 def test_the_report_shows_keys_and_boards():
-    needs = {layers: 400 * MIB + 150 * MIB * layers for layers in (1, 2, 3)}
+    needs = {layers: 400 * MIB + 150 * MIB * layers for layers in (2, 3, 4)}
     whole = boards.whole(NANO, needs)
     scaled = boards.scaled(NANO, needs, whole, 8 * MIB)
     board = {"board": NANO.name, "device": NANO.device, "model": NANO.model, "layers": 32, "layers_run": 2, "stock_tokens": 2048,
