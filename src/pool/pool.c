@@ -393,24 +393,14 @@ void psi_pool_clear(psi_pool *pool) {
     have_tidied(pool);
 }
 
-/* The first stored blocks, as many as `most`, in a heap whose top lies first in the store: it is read from its begin to
- * its end, whatever order they went in. */
-static size_t collect_stored(psi_pool *pool, uint64_t most) {
-    size_t count = 0;
-    for (uint32_t i = 0; i < pool->blocks && count < most; i++) {
-        if (pool->block[i].state == PSI_BLOCK_STORED) {
-            pool->candidates[count++] = (psi_candidate){.block = i, .worth = pool->block[i].slot};
-        }
-    }
-    psi_policy_heapify(pool->candidates, count);
-    return count;
-}
+static bool is_stored(const psi_pool *pool, uint32_t block) { return pool->block[block].state == PSI_BLOCK_STORED; }
 
 /* Restores what a person asked for: all of it that there is room for, wanted or not. */
 static int restore_all(psi_pool *pool) {
     int moved = 0;
     uint64_t room = psi_cache_take_room(pool->cache, (uint64_t)pool->stored * pool->block_total_bytes);
-    for (size_t count = collect_stored(pool, room / pool->block_total_bytes); count > 0;) {
+    uint32_t from = 0;
+    for (size_t count = psi_trim_collect_stored(pool, &from, room / pool->block_total_bytes, is_stored); count > 0;) {
         uint32_t block = psi_policy_pop(pool->candidates, &count).block;
         if (psi_block_bring_back(pool, block) == 0) {
             pool->block[block].used = pool->step;
