@@ -169,6 +169,10 @@ def scale(result):
             bars = left.bar([x + i * width for x in range(2)], [row["trim_share"], row["restore_share"]], width * 0.95,
                             color=COLOURS["ours"], alpha=1 - 0.3 * i,
                             label="blocks of %d KiB" % (row["block_bytes"] // 1024))
+            if row.get("one_by_one_mb_s"):  # results from before it was measured have it not
+                share = row["one_by_one_mb_s"] / row["disk_mb_s"]
+                left.plot([1 + (i - 0.5) * width, 1 + (i + 0.5) * width], [share] * 2, color=COLOURS["stock"], linewidth=2,
+                          label=None if i else "the disk in pieces of a block, then fresh pages")
             left.bar_label(bars, ["%.0f MB/s" % row[key] for key in ("trim_mb_s", "restore_mb_s")], fontsize=8, padding=2)
         left.axhline(result["bar"], color=COLOURS["other"], linestyle=":", label="bar")
         left.set_xticks([x + 0.4 - width / 2 for x in range(2)], ["trim / memory's limit", "restore / disk's limit"])
