@@ -45,8 +45,8 @@ def arguments():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the engine")
     parser.add_argument("--reference-tokens", type=int, default=400, help="of an unpressed run, to compare with (400)")
     parser.add_argument("--run-limit", type=float, default=60, metavar="S",
-                        help="without a step: then the run is ended (default 60). A step of 64 tokens with a quantised "
-                        "cache takes ten times as long as one token, and on a busy machine seconds")
+                        help="without a step: then the run is ended (default 60). On a busy machine a step of a prompt's 64 "
+                        "tokens takes seconds, more with a quantised cache")
     parser.add_argument("--report", action="store_true", help="run nothing: table and JSON of what there is")
     options = parser.parse_args()
     if options.quick:
