@@ -361,8 +361,8 @@ def main():
     if options.part != "key":
         result["boards"] = [found for board in options.boards if (found := board_part(board, options))]
     lines, held = conclude(result)
-    command = "make bench-context ARGS=\"--base %d --times %s --trials %d --spike-mib %d\"" % (
-        options.base, " ".join(map(str, options.times)), options.trials, options.spike_mib)
+    command = "make bench-context ARGS=\"--base %d --times %s --trials %d --spike-mib %d --rate %g --threads %d\"" % (
+        options.base, " ".join(map(str, options.times)), options.trials, options.spike_mib, options.rate, options.threads)
     rig.save("context.json", result | {"held": held, "lines": lines, "command": command})
     rig.say("\n" + "\n".join(lines))
     rig.say("bar: %d times the context: %s; build/bench/context.json" % (BAR, "held" if held else "missed"))

@@ -1,8 +1,8 @@
 """The benches' engine: llama.cpp with a full cache, decoding without an end, one JSON line a step.
 
 Run by rig.py as a child process, inside a memory group. It loads its cache from a saved state rather than
-reading a prompt, so that it stands with a full cache after a second or two; or it reads a document (--document). Each line is one write(2), so a
-SIGKILL loses nothing that had happened before it. On standard input it takes the lines pause, resume, reload
+reading a prompt, so that it stands with a full cache after a second or two; or it reads a document (--document).
+Each line is one write(2), so a SIGKILL loses nothing that had happened before it. On standard input it takes the lines pause, resume, reload
 (the cache is filled from the state again), trim SHARE and restore (asked of psi_cache; stock does nothing, and says
 so all the same: then both have the same windows in their steps), ask FILE (reads the tokens in it behind what it
 has, answers, and takes both back), stop.

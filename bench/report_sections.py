@@ -211,15 +211,15 @@ def context(result):
         rows = [[row["side"], row["context_tokens"], row["runs"], row["killed"], row["found_in_spike"], row["found_after"],
                  number(row["resident_in_spike_bytes"], "%.0f", MIB)] for row in key["rows"]]
     words = {True: "killed", False: "alive"}
-    for board in result["boards"]:
-        for run in board["runs"]:
-            more.append([board["device"], "%s, %d of %d layers" % (board["model"], board["layers_run"], board["layers"]),
+    for each in result["boards"]:
+        for run in each["runs"]:
+            more.append([each["device"], "%s, %d of %d layers" % (each["model"], each["layers_run"], each["layers"]),
                          run["side"], run["context_tokens"], words[run["killed"]] if not run["failed"] else "failed",
                          number(run["limit_bytes"], "%.0f", MIB), number(run["spike_bytes"], "%.0f", MIB),
                          number(run["resident_bytes"].get("spike"), "%.0f", MIB)])
     tables = [(["board", "model (random weights)", "side", "context", "", "limit MiB", "spike MiB", "of the cache in memory, MiB"],
                more)] if more else []
-    tables += [([board["arithmetic"][0]], [[line] for line in board["arithmetic"][1:]]) for board in result["boards"]]
+    tables += [([each["arithmetic"][0]], [[line] for line in each["arithmetic"][1:]]) for each in result["boards"]]
 
     def draw(figure):
         axis = figure.subplots()
