@@ -12,6 +12,8 @@ GIB = 1 << 30
 MIB = 1 << 20
 CACHE_VALUE_BYTES = 2  # f16
 KEYS_AND_VALUES = 2
+# psicache.h's defaults: reserve_bytes, a sixteenth of the memory within these bounds, and floor_bytes.
+RESERVE_LEAST_BYTES, RESERVE_MOST_BYTES, RESERVE_SHARE, FLOOR_SHARE = 16 * MIB, 256 * MIB, 1 / 16, 1 / 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +79,11 @@ def whole(board, needs):
     if spike <= 0:
         raise ValueError("%s: stock does not fit with %d tokens" % (board.device, board.stock_tokens))
     left = memory - spike - (stock - cache * board.stock_tokens)  # for ours's cache while the spike is there
+    reserve = min(RESERVE_MOST_BYTES, max(RESERVE_LEAST_BYTES, memory * RESERVE_SHARE))
+    kept = max(left - reserve, FLOOR_SHARE * cache * board.ours_tokens)
     return {"memory_bytes": memory, "stock_bytes": int(stock), "spike_bytes": int(spike), "off_the_line": off,
             "token_bytes": cache, "ours_cache_bytes": cache * board.ours_tokens, "left_in_spike_bytes": int(left),
-            "resident_share": left / (cache * board.ours_tokens),
+            "reserve_bytes": int(reserve), "kept_bytes": int(kept), "kept_share": kept / (cache * board.ours_tokens),
             "static_bytes": int(stock + cache * (board.ours_tokens - board.stock_tokens))}
 
 
@@ -106,9 +110,11 @@ def arithmetic(board, needs, whole_, scaled_):
             fixed / MIB, layer / MIB, 100 * off, board.layers, gib(whole_["stock_bytes"]), gib(board.weights_bytes(board.layers))),
         "  memory: %s less %s for the system (assumed) = %s; left for a spike beside stock: %s" % (
             gib(board.has_bytes), gib(board.system_bytes), gib(whole_["memory_bytes"]), gib(whole_["spike_bytes"])),
-        "  %d tokens: cache %s; static, all of it %s; ours keeps %s of it in the spike (%.0f %%), the rest on the disk" % (
-            board.ours_tokens, gib(whole_["ours_cache_bytes"]), gib(whole_["static_bytes"]),
-            gib(whole_["left_in_spike_bytes"]), 100 * whole_["resident_share"]),
+        "  %d tokens: cache %s; with a static one %s in all, and the spike" % (
+            board.ours_tokens, gib(whole_["ours_cache_bytes"]), gib(whole_["static_bytes"])),
+        "  ours has %s for its cache in the spike, less %.0f MiB that it keeps free, but not less than its floor: %s, %.0f %% of the "
+        "cache; the rest is on the disk" % (gib(whole_["left_in_spike_bytes"]), whole_["reserve_bytes"] / MIB,
+                                            gib(whole_["kept_bytes"]), 100 * whole_["kept_share"]),
         "  run here: %d of %d layers, limit %.0f MiB, spike %.0f MiB, cache of %d tokens %.0f MiB" % (
             board.layers_run, board.layers, scaled_["limit_bytes"] / MIB, scaled_["spike_bytes"] / MIB, board.ours_tokens,
             scaled_["ours_cache_bytes"] / MIB)]

@@ -342,9 +342,11 @@ def conclude(result):
             rows, "stock", board["ours_tokens"]), survives(rows, "ours", board["ours_tokens"]))
         held = held and bool(stock and ours)
         words = {None: "not run", True: "survives", False: "is killed"}
-        lines.append("%s, %s, %d of %d layers: stock with %d tokens %s, with %d %s; ours with %d %s" % (
+        resident = [r["resident_bytes"].get("spike") or 0 for r in rows if r["side"] == "ours"]
+        lines.append("%s, %s, %d of %d layers: stock with %d tokens %s, with %d %s; ours with %d %s%s" % (
             board["device"], board["model"], board["layers_run"], board["layers"], board["stock_tokens"], words[stock],
-            board["ours_tokens"], words[stock_long], board["ours_tokens"], words[ours]))
+            board["ours_tokens"], words[stock_long], board["ours_tokens"], words[ours], ", %.0f %% of its cache in memory" % (
+                100 * max(resident) / board["scaled"]["ours_cache_bytes"]) if resident else ""))
     return lines, held
 
 

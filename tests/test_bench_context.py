@@ -36,7 +36,10 @@ def test_the_whole_is_on_the_line_through_what_was_measured():
     assert whole["stock_bytes"] == 400 * MIB + 150 * MIB * 32
     assert whole["stock_bytes"] + whole["spike_bytes"] == pytest.approx(whole["memory_bytes"], abs=2)
     # While the spike is there ours has what stock's cache took: a quarter of what four times the context needs.
-    assert whole["resident_share"] == pytest.approx(0.25)
+    assert whole["left_in_spike_bytes"] == pytest.approx(GIB, abs=2)
+    assert whole["kept_bytes"] == pytest.approx(GIB - 256 * MIB, abs=2)
+    pi = boards.BOARDS[-1]  # whose cache is smaller than what is kept free: its floor stays
+    assert boards.whole(pi, {layers: 500 * MIB + 60 * MIB * layers for layers in (2, 4, 6)})["kept_share"] == 1 / 32
     scaled = boards.scaled(NANO, needs, whole, 8 * MIB)
     assert scaled["stock_bytes"] == needs[2]
     assert scaled["spike_bytes"] == pytest.approx(whole["spike_bytes"] * 2 / 32, abs=MIB)
