@@ -49,7 +49,7 @@ def says(path):
     """The first sentence of what a bench says of itself."""
     with open(path) as file:
         words = " ".join((ast.get_docstring(ast.parse(file.read())) or "").split("\n\n")[0].split())
-    for end in (". ", ": "):
+    for end in (". ", ": ", "; "):
         if 30 < words.find(end) < 110:
             words = words[:words.find(end)]
     return words if len(words) < 112 else words[:109] + "..."
