@@ -325,7 +325,7 @@ def survives(rows, side, context):
 
 def conclude(result):
     """What it shows, a line each; and whether the bar was held."""
-    lines, held = [], True
+    lines, held = [], bool(result.get("key") or result["boards"])
     if result.get("key"):
         key = result["key"]
         for row in key["rows"]:

@@ -84,6 +84,7 @@ def test_the_longest_context_is_one_that_is_never_killed_and_always_found():
     assert context.conclude({"key": found, "boards": []})[1]
     assert not context.conclude({"key": context.key_summary(runs[:-1], Options, 1, 1, 1), "boards": []})[1]
     assert context.key_summary([], Options, 1, 1, 1)["ratio"] is None
+    assert not context.conclude({"key": None, "boards": []})[1]  # nothing was run
 
 
 def test_the_report_shows_keys_and_boards():
