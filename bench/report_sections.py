@@ -177,8 +177,8 @@ def scale(result):
         left.axhline(result["bar"], color=COLOURS["other"], linestyle=":", label="bar")
         left.set_xticks([x + 0.4 - width / 2 for x in range(2)], ["trim / memory's limit", "restore / disk's limit"])
         left.set_ylabel("share of what can be done")
-        left.margins(y=0.15)
-        left.legend(fontsize=8, frameon=False)
+        left.set_ylim(0, 1.5 * left.get_ylim()[1])  # room for the legend above the bars
+        left.legend(fontsize=8, frameon=False, loc="upper right")
         cells = [row["cells"] for row in result["cost"]]
         right.plot(cells, [row["step_p50_us"] for row in result["cost"]], "o-", color=COLOURS["ours"],
                    label="a safe point with nothing to do, p50")
@@ -550,5 +550,7 @@ def section_of(name, value):
             from_file = value if isinstance(value, dict) else {}
             section.command = from_file.get("command") or command
             section.machine = from_file.get("machine")
+            if from_file.get("note") and from_file["note"] not in section.says:  # by hand, of a result that is kept
+                section.says += " " + from_file["note"]
             return at, section
     return None
