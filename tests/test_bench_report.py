@@ -4,6 +4,8 @@ import json
 import os
 import pathlib
 import random
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -157,3 +159,27 @@ def test_a_boards_file_is_shown_with_its_benches(tmp_path):
     page = (tmp_path / "page" / "index.html").read_text()
     for text in ("A board: A57", "no memory", "missed its bar", "&lt;b&gt;off", 'id="oom-table-psi-cache-device-x"'):
         assert text in page
+
+
+def test_told_to_stop_it_ends_its_bench_and_does_it_again(part):
+    every, make, _, tmp_path = part
+    (tmp_path / "bench.py").write_text("import time\ntime.sleep(60)\n")
+    begun = []
+
+    def start(*arguments, **more):
+        begun.append(subprocess.Popen(*arguments, **more))
+        return begun[-1]
+
+    def leave(_number, _frame):
+        raise SystemExit(1)
+
+    before = signal.signal(signal.SIGALRM, leave)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(SystemExit):
+            every.run(make(0), start)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert begun[0].poll() == -signal.SIGTERM
+    assert every.done(make(0)) is None
