@@ -169,7 +169,7 @@ def run(options, plan):
 def main():
     options = arguments()
     rig.leave_on_signals()
-    plan = rig.plan_for(options.weights)
+    plan = rig.plan_for(options.weights, piece=PIECE_TOKENS if options.prefill else 1)
     options.limit_bytes = plan.limit_bytes
     rig.say(rig.machine_line())
     rows, kills, steps = run(options, plan)

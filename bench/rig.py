@@ -147,27 +147,28 @@ class Plan:
                                                                   self.give_bytes, self.lacking_bytes()))))
 
 
-def stock_bytes(weights, context_tokens=CONTEXT_TOKENS):
-    """What stock needs when it decodes with a full cache: measured once on this machine, then remembered."""
+def stock_bytes(weights, context_tokens=CONTEXT_TOKENS, piece=1):
+    """What stock needs when it decodes `piece` tokens a step with a full cache: measured once on this machine, then
+    remembered."""
     path = os.path.join(BUILD, "plan.json")
     where = demo.machine()
     key = "%d %s %d %d %s %s %d" % (PLAN_VERSION, weights, context_tokens, STATE_TOKENS, where["llama_cpp_python"],
-                                   where["kernel"], os.path.getsize(model_file()))
+                                   where["kernel"], os.path.getsize(model_file())) + (" piece %d" % piece if piece != 1 else "")
     known = {}
     if os.path.exists(path):
         with open(path) as file:
             known = json.load(file)
     if key not in known:
         with Stage() as stage:
-            stage.engine("stock", weights=weights, context_tokens=context_tokens).wait_ready(steps=20)
+            stage.engine("stock", weights=weights, context_tokens=context_tokens, piece=piece).wait_ready(steps=20 if piece == 1 else 3)
             known[key] = stage.unreclaimable_bytes(weights)
         demo.save(path, known)
     return known[key]
 
 
-def plan_for(weights, share=SPIKE_SHARE, context_tokens=CONTEXT_TOKENS):
+def plan_for(weights, share=SPIKE_SHARE, context_tokens=CONTEXT_TOKENS, piece=1):
     prepare()
-    return Plan(stock_bytes(weights, context_tokens), weights, share, context_tokens)
+    return Plan(stock_bytes(weights, context_tokens, piece), weights, share, context_tokens)
 
 
 # ---- figures -----------------------------------------------------------------------------------------

@@ -347,6 +347,36 @@ static void while_the_disk_hangs_steps_go_on(void **state) {
     close_rig(&r);
 }
 
+/* As when a state is loaded twice: written, whole, and on its way to the store while it is written again before the
+ * same step. What is on its way is old by then. */
+static void what_is_written_again_before_the_step_is_not_the_copy_under_way(void **state) {
+    (void)state;
+    rig r = open_rig("/tmp");
+    psi_pool_step_end(r.pool);
+    for (uint32_t i = 0; i < BLOCKS; i++) { /* 5 is the one to clean */
+        assert_int_equal(psi_block_write(r.pool, i), 0);
+        if (i == 5) {
+            fill(&r, i, 100);
+            psi_block_settle(r.pool, i);
+        }
+    }
+    pthread_t thread;
+    fake_disk_hang(true);
+    assert_int_equal(pthread_create(&thread, NULL, clean_one, r.pool), 0);
+    fake_disk_await_hang();
+    assert_int_equal(psi_block_write(r.pool, 5), 0);
+    fill(&r, 5, 200);
+    psi_block_settle(r.pool, 5);
+    fake_disk_hang(false);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    (void)psi_pool_step(r.pool);
+    trim_by_hand(&r);
+    assert_int_equal(state_of(&r, 5), PSI_BLOCK_STORED);
+    assert_int_equal(psi_block_restore(r.pool, 5), 0);
+    assert_content(&r, 5);
+    close_rig(&r);
+}
+
 /* ---- At random ------------------------------------------------------------------------------------------ */
 
 typedef struct walk {
@@ -514,6 +544,7 @@ int main(void) {
         cmocka_unit_test(a_disk_that_works_again_is_used_again),
         cmocka_unit_test(in_an_emergency_without_a_disk_blocks_are_dropped),
         cmocka_unit_test(while_the_disk_hangs_steps_go_on),
+        cmocka_unit_test(what_is_written_again_before_the_step_is_not_the_copy_under_way),
         cmocka_unit_test(at_random_no_byte_is_wrong),
     };
     return cmocka_run_group_tests_name("faults", tests, setup, NULL);

@@ -142,6 +142,29 @@ static void test_what_the_step_writes_stays(void **state) {
     close_engine(&e);
 }
 
+/* A state that was loaded: the step that reads it first is as long as others, and need not keep it. */
+static void test_what_was_written_before_the_step_and_is_whole_may_go_in_it(void **state) {
+    (void)state;
+    engine e = make_engine("file", psi_os_page_bytes());
+    for (uint32_t block = 0; block < BLOCKS; block++) {
+        (void)psi_block_write(e.pool, block);
+        if (block % 2 == 0) {
+            psi_block_settle(e.pool, block);
+        }
+    }
+    psi_block_settle(e.pool, 4);
+    (void)psi_block_write(e.pool, 4); /* and again, by the step */
+    begin_step(&e);
+    assert_int_equal(psi_cache_trim(e.cache, 1), 0);
+    assert_true(psi_pool_step_layer(e.pool, 0, 1) > 0);
+    assert_int_equal(psi_block_get_state(e.pool, 2), PSI_BLOCK_STORED);
+    assert_int_equal(psi_block_get_state(e.pool, 3), PSI_BLOCK_RESIDENT);
+    assert_int_equal(psi_block_get_state(e.pool, 4), PSI_BLOCK_RESIDENT);
+    restore_all(&e);
+    assert_whole(&e);
+    close_engine(&e);
+}
+
 static void clean_all(engine *e) {
     while (psi_clean_one(e->pool, PSI_TRIM_ALL) > 0) {
     }
@@ -269,6 +292,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_request_is_answered_between_two_layers),
         cmocka_unit_test(test_what_the_step_writes_stays),
+        cmocka_unit_test(test_what_was_written_before_the_step_and_is_whole_may_go_in_it),
         cmocka_unit_test(test_the_watcher_waits_for_no_layer_and_takes_nothing_from_the_one_that_runs),
         cmocka_unit_test(test_a_block_that_comes_back_while_a_part_of_it_lingers_is_whole),
         cmocka_unit_test(test_a_step_that_ends_leaves_no_part_behind),

@@ -123,7 +123,7 @@ int psi_block_copy_stored(psi_pool *pool, uint32_t from, uint32_t to) {
     if (error == 0) {
         b->age = ++pool->writes;
         pool->last_written = to;
-        b->written = pool->step + 1;
+        psi_block_changes(pool, to);
         b->used = source->used;
         b->attention = source->attention;
         b->keys = source->keys;
@@ -148,7 +148,8 @@ uint64_t psi_block_revive(psi_pool *pool, uint32_t block) {
         psi_store_free(pool->store, b->slot);
         b->slot = PSI_SLOT_NONE;
     }
-    b->written = b->used = pool->step + 1;
+    psi_block_changes(pool, block);
+    b->used = pool->step + 1;
     pthread_mutex_unlock(&pool->lock);
     return bytes;
 }

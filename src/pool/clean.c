@@ -83,7 +83,7 @@ bool psi_clean_tidy_one(psi_pool *pool) {
 
 typedef struct psi_copy {
     uint32_t block, slot;
-    uint64_t written; /* of the block, when it was copied: a later write makes the copy worthless */
+    uint64_t version; /* of the block, when it was copied: a later write makes the copy worthless */
 } psi_copy;
 
 /* Copies the next block and sets a slot aside. 1, 0 when there is nothing to do, or a negative errno. */
@@ -108,7 +108,7 @@ static int begin(psi_pool *pool, psi_trim_scope scope, psi_copy *copy) {
         psi_store_free(pool->store, copy->slot);
         return error;
     }
-    copy->written = pool->block[copy->block].written;
+    copy->version = pool->block[copy->block].version;
     psi_layout_gather(pool, copy->block, pool->ahead);
     return 1;
 }
@@ -120,7 +120,7 @@ static void end(psi_pool *pool, const psi_copy *copy, int error, uint64_t took_u
     if (error != 0) {
         psi_clean_say_error(pool, error);
     }
-    if (error == 0 && b->state == PSI_BLOCK_RESIDENT && b->written == copy->written && b->slot == PSI_SLOT_NONE) {
+    if (error == 0 && b->state == PSI_BLOCK_RESIDENT && b->version == copy->version && b->slot == PSI_SLOT_NONE) {
         b->slot = copy->slot;
     } else {
         psi_store_free(pool->store, copy->slot);

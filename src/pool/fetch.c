@@ -38,7 +38,7 @@ bool psi_fetch_ask(psi_pool *pool, uint32_t block) {
     const psi_block *b = &pool->block[block];
     fetch->block = block;
     fetch->slot = b->slot;
-    fetch->written = b->written;
+    fetch->version = b->version;
     fetch->state = PSI_FETCH_ASKED;
     atomic_store(&pool->wants_fetch, true);
     return true;
@@ -52,7 +52,7 @@ static void release(psi_pool *pool, psi_fetch *fetch) {
 /* The bytes are the block's: it was not written, freed or lost meanwhile, so that its slot is still its own. */
 static bool is_good(const psi_pool *pool, const psi_fetch *fetch) {
     const psi_block *b = &pool->block[fetch->block];
-    return b->state == PSI_BLOCK_STORED && b->slot == fetch->slot && b->written == fetch->written;
+    return b->state == PSI_BLOCK_STORED && b->slot == fetch->slot && b->version == fetch->version;
 }
 
 /* What became of one read: the bytes are there, or nobody wants them any more, or (false) they are wrong. A failure

@@ -234,7 +234,8 @@ static int write_block(psi_pool *pool, psi_block_id block) {
         psi_store_free(pool->store, b->slot);
         b->slot = PSI_SLOT_NONE;
     }
-    b->written = b->used = pool->step + 1;
+    psi_block_changes(pool, block);
+    b->used = pool->step + 1;
     return error;
 }
 
@@ -246,6 +247,20 @@ int psi_block_write(psi_pool *pool, psi_block_id block) {
     int error = write_block(pool, block);
     pthread_mutex_unlock(&pool->lock);
     return error;
+}
+
+void psi_block_changes(psi_pool *pool, uint32_t block) {
+    psi_block *b = &pool->block[block];
+    b->written = pool->step + 1;
+    b->version++;
+    b->settled = false;
+}
+
+void psi_block_settle(psi_pool *pool, uint32_t block) {
+    pthread_mutex_lock(&pool->lock);
+    psi_block *b = &pool->block[block];
+    b->settled = b->written == pool->step + 1;
+    pthread_mutex_unlock(&pool->lock);
 }
 
 /* A block that was taken while a step wanted it waits for room. Where its sequence slept since, it is asleep like the

@@ -19,10 +19,12 @@ typedef struct psi_block {
     bool releasing;   /* scratch of one trim */
     bool lingers;     /* out, but for the planes that the step reads just now */
     bool lent;        /* psi_block_borrow: it was hidden */
+    bool settled;     /* written before the coming step, and not by it */
     uint32_t slot;    /* its copy in the store, the same bytes while RESIDENT (clean); PSI_SLOT_NONE */
     uint32_t run;     /* blocks of the psi_kv_malloc run that starts here */
     uint64_t age;     /* running number of its last write; writes in a row count once */
-    uint64_t written; /* number of the step that wrote it last */
+    uint64_t written; /* number of the step that wrote it last, or before which it was written */
+    uint64_t version; /* of its content: another one with each write */
     uint64_t used;    /* number of the step that read or wrote it last */
     uint64_t held;    /* number of the step through which it stays: it was read outside of any, and not by this one */
     uint64_t fresh;   /* number of the step before which it became RESIDENT from EMPTY */
@@ -44,7 +46,7 @@ typedef enum psi_fetch_state {
 typedef struct psi_fetch {
     psi_fetch_state state;
     uint32_t block, slot;
-    uint64_t written;      /* of the block, when it was asked for */
+    uint64_t version;      /* of the block, when it was asked for */
     unsigned char *record; /* no page while FREE */
 } psi_fetch;
 
@@ -211,6 +213,12 @@ void psi_trim_take(psi_pool *pool, uint32_t block);
 /* blocks.c: makes block `to`, of another lane and the same place in it, a copy of a STORED one, in the store alone. 0,
  * or a negative errno: then `to` is EMPTY. Engine's thread; takes the lock. */
 int psi_block_copy_stored(psi_pool *pool, uint32_t from, uint32_t to);
+
+/* pool.c: the block's content begins to change: under the lock. It is not copied or taken before the coming step has
+ * ended, or psi_block_settle says that it is whole: written outside of steps, and not by the coming one (unless that is
+ * said after it). Takes the lock. */
+void psi_block_changes(psi_pool *pool, uint32_t block);
+void psi_block_settle(psi_pool *pool, uint32_t block);
 
 /* trim.c: the owner changes a stored block where it lies, outside of steps. Its bytes come back, and the store's copy
  * is forgotten; then they go to the store anew. Engine's thread; takes the lock. */

@@ -24,7 +24,8 @@ static bool is_asleep(const psi_pool *pool, const psi_block *b, psi_trim_scope s
 
 static bool can_go(const psi_pool *pool, const psi_block *b) {
     uint64_t coming = pool->step + (pool->in_step ? 0 : 1);
-    return b->state == PSI_BLOCK_RESIDENT && !b->pinned && b->written < coming && b->held < coming;
+    bool is_whole = b->written < coming || b->settled;
+    return b->state == PSI_BLOCK_RESIDENT && !b->pinned && is_whole && b->held < coming;
 }
 
 static bool is_kept(const psi_pool *pool, uint32_t block) {
@@ -377,7 +378,7 @@ int psi_block_borrow(psi_pool *pool, uint32_t block) {
         psi_store_free(pool->store, b->slot);
         b->slot = PSI_SLOT_NONE;
         b->keys = PSI_SCORE_UNKNOWN;
-        b->written = pool->step + 1; /* no other thread takes or copies it meanwhile, and what was fetched is void */
+        psi_block_changes(pool, block); /* no other thread takes or copies it meanwhile, and what was fetched is void */
     }
     pthread_mutex_unlock(&pool->lock);
     return error;

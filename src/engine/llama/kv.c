@@ -442,6 +442,16 @@ static void touch_block(psi_kv *kv, uint32_t block, bool write) {
     }
 }
 
+void psi_kv_settle(psi_kv *kv, const kv_tensor *which, const void *address, size_t count) {
+    if (count == 0 || which == NULL || kv->pool == NULL) {
+        return;
+    }
+    cell_range cells = cells_of(kv, which, (size_t)((const unsigned char *)address - which->data), count);
+    for (uint32_t i = block_of_cell(kv, cells.first); i <= block_of_cell(kv, cells.last) && i < kv->blocks; i++) {
+        psi_block_settle(kv->pool, i);
+    }
+}
+
 void psi_kv_touch(psi_kv *kv, const kv_tensor *which, const void *address, size_t count, bool write) {
     if (count == 0 || which == NULL) {
         return;

@@ -120,6 +120,9 @@ void psi_kv_open_pool(psi_kv *kv, bool v_transposed);
 /* The engine reads or writes [address, address + count) of a tensor outside a graph: stored blocks come back first. */
 void psi_kv_touch(psi_kv *kv, const kv_tensor *which, const void *address, size_t count, bool write);
 
+/* The write is over: what was written may go in the coming step, as any other block. */
+void psi_kv_settle(psi_kv *kv, const kv_tensor *which, const void *address, size_t count);
+
 /* Everything comes back, and nothing goes before the next step: for a graph that uses the cache in a way of its own. */
 void psi_kv_make_whole(psi_kv *kv);
 

@@ -186,6 +186,16 @@ static void touch(const tensor *t, size_t offset, size_t size, bool write) {
     psi_kv_unlock();
 }
 
+static void settle(const tensor *t, size_t offset, size_t size) {
+    const kv_tensor *which = NULL;
+    psi_kv_lock();
+    psi_kv *kv = t->data != NULL ? psi_kv_of_address(t->data, &which) : NULL;
+    if (kv != NULL) {
+        psi_kv_settle(kv, which, (const unsigned char *)t->data + offset, size);
+    }
+    psi_kv_unlock();
+}
+
 /* A state is saved: of dropped cells whose keys are read now the bytes are computed first. Their values are read after.
  */
 static void recompute_rows(const tensor *t, size_t offset, size_t size) {
@@ -224,6 +234,9 @@ void ggml_backend_tensor_set(tensor *t, const void *data, size_t offset, size_t 
     }
     if (abi != NULL && abi->tensor_set != NULL) {
         abi->tensor_set(t, data, offset, size);
+    }
+    if (abi != NULL && abi->fits) {
+        settle(t, offset, size);
     }
 }
 
