@@ -4,9 +4,9 @@
  * demo/spike.c is the demo's; this one fills whole chunks with one call, so that page faults do not set the rate, and
  * says what rate was reached rather than what was asked for.
  * Called by rig.py: spike SIZE_BYTES RATE_BYTES_PER_S HOLD_SECONDS [PROCESSES [noise]]
- * noise: its pages hold what no compressor makes shorter, as a camera's frames do; else zeros, which zram keeps for nothing.
- * JSON lines: spike_begin; spike_full (all is held) or spike_short (a part was killed) with the bytes taken, the rate
- * reached over all of it, and over its fastest 32 MiB; spike_end. Ends with 1 when a part of it was killed. */
+ * noise: its pages hold what no compressor makes shorter, as a camera's frames do; else zeros, which zram keeps for
+ * nothing. JSON lines: spike_begin; spike_full (all is held) or spike_short (a part was killed) with the bytes taken,
+ * the rate reached over all of it, and over its fastest 32 MiB; spike_end. Ends with 1 when a part of it was killed. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>
