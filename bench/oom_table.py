@@ -168,7 +168,8 @@ def play(stage, engine, side, drawn, options):
     spike, spike_s = None, 0.0
     if side.pressed:
         spike_s = drawn.size_bytes / drawn.bytes_per_s + HOLD_S
-        spike = stage.spike(drawn.size_bytes, drawn.bytes_per_s, hold_s=HOLD_S)
+        # A spike of zeros would cost zram nothing. The others keep theirs at their own cost, whatever is in them.
+        spike = stage.spike(drawn.size_bytes, drawn.bytes_per_s, hold_s=HOLD_S, noise=side.rival == "zram")
     in_time = engine.wait_for(lambda: (spike is None or spike.process.poll() is not None)
                               and len(engine.steps) >= TOKENS_LEAST, spike_s + options.run_limit)
     if in_time:

@@ -221,16 +221,23 @@ def context(result):
                more)] if more else []
     tables += [([each["arithmetic"][0]], [[line] for line in each["arithmetic"][1:]]) for each in result["boards"]]
 
+    # (label, side, tokens, what came of it, whether that is what is wanted)
+    bars = [("%s, %d" % (row["side"], row["context_tokens"]), row["side"], row["context_tokens"],
+             "killed %d of %d" % (row["killed"], row["runs"]) if row["killed"] else
+             "key found %d of %d" % (row["found_in_spike"], row["runs"]),
+             not row["killed"] and row["found_in_spike"] == row["runs"]) for row in (key["rows"] if key else [])]
+    bars += [("%s, %s" % (each["model"], run["side"]), run["side"], run["context_tokens"],
+              "killed" if run["killed"] else "failed" if run["failed"] else "alive", not run["killed"] and not run["failed"])
+             for each in result["boards"] for run in each["runs"]]
+
     def draw(figure):
         axis = figure.subplots()
-        for y, row in enumerate(key["rows"]):
-            lost = row["killed"] or row["found_in_spike"] < row["runs"]
-            axis.barh(y, row["context_tokens"], color=COLOURS["light"] if lost else colour(row["side"]))
-            axis.text(row["context_tokens"], y, "  killed %d of %d" % (row["killed"], row["runs"]) if row["killed"] else
-                      "  key found %d of %d" % (row["found_in_spike"], row["runs"]), va="center", fontsize=8)
-        axis.set_yticks(range(len(key["rows"])), ["%s, %d" % (row["side"], row["context_tokens"]) for row in key["rows"]])
-        axis.set_xlim(right=1.25 * max(row["context_tokens"] for row in key["rows"]))
-        axis.set_xlabel("tokens of context (dark: never killed, and the key found each time while the spike was there)")
+        for y, (_, side, tokens, words, good) in enumerate(bars):
+            axis.barh(y, tokens, color=colour(side), alpha=1 if good else 0.3)
+            axis.text(tokens, y, "  " + words, va="center", fontsize=8)
+        axis.set_yticks(range(len(bars)), [label for label, *_ in bars])
+        axis.set_xlim(right=1.25 * max(tokens for _, _, tokens, *_ in bars))
+        axis.set_xlabel("tokens of context (pale: killed, or the key not found while the spike was there)")
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)
 
@@ -241,7 +248,7 @@ def context(result):
                 row["context_tokens"] for row in key["rows"]), key["longest_tokens"]["ours"], key["longest_tokens"]["stock"])
     return Section("Context in the same memory", says, ["side", "context", "runs", "killed", "key found in the spike",
                                                         "after it", "of the cache in memory in the spike, MiB"], rows,
-                   draw if key and key["rows"] else None, (8, 2.6), more=tables)
+                   draw if bars else None, (8, 1.2 + 0.3 * len(bars)), more=tables)
 
 
 # ---- results that were there before ------------------------------------------------------------------

@@ -69,8 +69,9 @@ class Stage:
         self._engines.append(engine)
         return engine.wait_ready() if ready else engine
 
-    def spike(self, size_bytes, bytes_per_s, hold_s=1.0, processes=2):
-        spike = Spike(self.group, size_bytes, bytes_per_s, hold_s, processes)
+    def spike(self, size_bytes, bytes_per_s, hold_s=1.0, processes=2, noise=False):
+        """noise: pages that do not compress; else zeros."""
+        spike = Spike(self.group, size_bytes, bytes_per_s, hold_s, processes, noise)
         self._spikes.append(spike)
         return spike
 

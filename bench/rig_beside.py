@@ -12,11 +12,12 @@ class Spike:
     """bench/spike.c in a group: takes size_bytes at bytes_per_s, holds them hold_s, ends. Its size is shared by
     `processes`, so that the engine is the biggest process of the group (the kernel kills the biggest)."""
 
-    def __init__(self, group, size_bytes, bytes_per_s, hold_s=1.0, processes=2):
+    def __init__(self, group, size_bytes, bytes_per_s, hold_s=1.0, processes=2, noise=False):
         self.size_bytes, self.asked_bytes_per_s = int(size_bytes), float(bytes_per_s)
         self._output = tempfile.TemporaryFile()
         start = group.start if group is not None else subprocess.Popen
-        self.process = start([program("spike"), "%d" % size_bytes, "%.0f" % bytes_per_s, str(hold_s), str(processes)],
+        self.process = start([program("spike"), "%d" % size_bytes, "%.0f" % bytes_per_s, str(hold_s), str(processes),
+                              *(["noise"] if noise else [])],
                              stdin=subprocess.DEVNULL, stdout=self._output)
         self.pid = self.process.pid
 

@@ -3,16 +3,19 @@
  * size, so that the engine is the biggest process of the group and the one that the kernel kills.
  * demo/spike.c is the demo's; this one fills whole chunks with one call, so that page faults do not set the rate, and
  * says what rate was reached rather than what was asked for.
- * Called by rig.py: spike SIZE_BYTES RATE_BYTES_PER_S HOLD_SECONDS [PROCESSES]
- * JSON lines: spike_begin; spike_full (all is held) or spike_short (a part was killed) with the bytes taken, the rate
- * reached over all of it, and over its fastest 32 MiB; spike_end. Ends with 1 when a part of it was killed. */
+ * Called by rig.py: spike SIZE_BYTES RATE_BYTES_PER_S HOLD_SECONDS [PROCESSES [noise]]
+ * noise: its pages hold what no compressor makes shorter, as a camera's frames do; else zeros, which zram keeps for
+ * nothing. JSON lines: spike_begin; spike_full (all is held) or spike_short (a part was killed) with the bytes taken,
+ * the rate reached over all of it, and over its fastest 32 MiB; spike_end. Ends with 1 when a part of it was killed. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -61,11 +64,27 @@ static size_t chunk_bytes(double bytes_per_s, size_t page_bytes) {
     return bytes / page_bytes * page_bytes;
 }
 
+static uint64_t *noise_page; /* NULL: none */
+
+static void make_noise(size_t page_bytes) {
+    uint64_t state = UINT64_C(88172645463325252);
+    noise_page = malloc(page_bytes);
+    for (size_t i = 0; noise_page && i < page_bytes / sizeof *noise_page; i++) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        noise_page[i] = state;
+    }
+}
+
 static void fill(char *memory, size_t bytes, size_t page_bytes) {
-    if (madvise(memory, bytes, MADV_POPULATE_WRITE) == 0)
-        return;
-    for (size_t done = 0; done < bytes; done += page_bytes) /* before Linux 5.14 */
-        ((volatile char *)memory)[done] = 1;
+    bool taken = madvise(memory, bytes, MADV_POPULATE_WRITE) == 0;
+    for (size_t done = 0; done < bytes && (noise_page || !taken); done += page_bytes) {
+        if (noise_page)
+            memcpy(memory + done, noise_page, page_bytes);
+        else
+            ((volatile char *)memory)[done] = 1; /* before Linux 5.14 */
+    }
 }
 
 /* One share of the spike, on a schedule: a stall is made up for. */
@@ -136,6 +155,8 @@ int main(int argc, char **argv) {
     double rate = argc > 3 ? strtod(argv[2], NULL) : 0;
     double hold_s = argc > 3 ? strtod(argv[3], NULL) : -1;
     long processes = argc > 4 ? strtol(argv[4], NULL, 10) : 1;
+    if (argc > 5 && strcmp(argv[5], "noise") == 0)
+        make_noise((size_t)sysconf(_SC_PAGESIZE));
     if (size == 0 || rate <= 0 || hold_s < 0 || processes < 1 || processes > MAX_PROCESSES) {
         fprintf(stderr, "usage: spike SIZE_BYTES RATE_BYTES_PER_S HOLD_SECONDS [PROCESSES]\n");
         return 2;
