@@ -11,10 +11,11 @@ import os
 import select
 import socket
 import threading
-from typing import Any, Dict, List, Optional, Set
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 from . import channel, hooks
 from .keeper import POLICIES, Keeper
+from .prefixes import Group, Prefixes
 from .remote import Remote
 from .say import ERROR, INFO, WARN, say
 
@@ -44,6 +45,54 @@ def policy_of(asked: Optional[str]) -> str:
     return name if name in POLICIES else "lru"
 
 
+def groups_of(kv_cache_config: Any) -> List[Group]:
+    specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
+    return [Group(spec.block_size, int(getattr(spec, "sliding_window", None) or 0)) for spec in specs]
+
+
+class Line:
+    """One message at a time or several, to every worker: each is over when all have answered."""
+
+    def __init__(self, peers: List[socket.socket]) -> None:
+        self.peers, self.number = peers, 0
+        self._answers: Dict[int, Dict[int, Any]] = {}  # of each message: by descriptor
+
+    def send(self, pack: Any) -> Optional[int]:
+        """`pack` makes the packet of a number. None: it could not be sent to any. Raises OSError when only some have it: what
+        they do of it is not known any more."""
+        self.number += 1
+        packet = pack(self.number)
+        for count, peer in enumerate(self.peers):
+            try:
+                peer.send(packet, socket.MSG_DONTWAIT)
+            except OSError:
+                if count == 0:
+                    return None
+                raise
+        self._answers[self.number] = {}
+        return self.number
+
+    def hear(self, peer: socket.socket, unpack: Any) -> Optional[Tuple[int, List[Any]]]:
+        """A message's number and all its answers, with the last of them."""
+        packet = channel.receive(peer)
+        if not packet:
+            raise ConnectionError("a worker is gone")
+        number, answer = unpack(packet)
+        if number not in self._answers:
+            raise ValueError(f"a worker answers {number}, which nobody asked")
+        answers = self._answers[number]
+        answers[peer.fileno()] = answer
+        if len(answers) < len(self.peers):
+            return None
+        del self._answers[number]
+        return number, list(answers.values())
+
+    def close(self) -> None:
+        for peer in self.peers:
+            peer.close()
+        self.peers = []
+
+
 class SchedulerHalf:
     def __init__(self, vllm_config: Any, kv_cache_config: Any, engine_id: str, extra: Dict[str, Any]) -> None:
         self._vllm_config, self._kv_cache_config = vllm_config, kv_cache_config
@@ -51,9 +100,8 @@ class SchedulerHalf:
         self.keeper: Optional[Keeper] = None
         self.lock = threading.RLock()
         self._remote: Optional[Remote] = None
-        self._peers: List[socket.socket] = []
-        self._number, self._gone_bytes = 0, 0
-        self._answers: Set[int] = set()
+        self.prefixes: Optional[Prefixes] = None
+        self._pages, self._store = Line([]), Line([])
         self._requests: Set[str] = set()
         self._idle = False
         self._thread: Optional[threading.Thread] = None
@@ -83,30 +131,49 @@ class SchedulerHalf:
         policy = policy_of(self._extra.get("policy"))
         self.keeper = Keeper(pool, block_bytes, floor, self._remote.report, self._send, policy)
         self.keeper.notes_returned = os.environ.get("PSI_CACHE_VLLM_PAGES") == "poison"
+        stored = self._begin_store(self.keeper)
         self._thread = threading.Thread(target=self._watch, name="psi-vllm", daemon=True)
         self._idle = True  # nobody used the pool yet
         self._thread.start()
         say(
             INFO,
             f"{blocks} blocks of {block_bytes // 1024} KiB follow the memory pressure, {policy}; "
-            f"{self.keeper.floor_blocks} always stay in use (one longest request)",
+            f"{self.keeper.floor_blocks} always stay in use (one longest request); {stored}",
         )
 
     def _connect(self) -> int:
         """All workers' bytes of a block. Raises Unfit."""
-        block_bytes = 0
+        block_bytes, self._records = 0, 2**32
         for rank in range(self._vllm_config.parallel_config.world_size):
             try:
                 peer, hello = channel.connect(self._engine_id, rank)
             except OSError as error:
                 raise Unfit(f"worker {rank} is not reached on this machine ({error})") from None
-            self._peers.append(peer)
+            self._pages.peers.append(peer)
             if hello.get("why"):
                 raise Unfit(hello["why"])
             if hello.get("blocks") != self._kv_cache_config.num_blocks:
                 raise Unfit(f"worker {rank} has {hello.get('blocks')} blocks, the scheduler {self._kv_cache_config.num_blocks}")
             block_bytes += hello["block_bytes"]
+            self._records = min(self._records, hello.get("records", 0))
         return block_bytes
+
+    def _begin_store(self, keeper: Keeper) -> str:
+        """What is said of it."""
+        if not self._records:
+            return "prefixes that go are computed again"
+        why = hooks.missing_for_store(self._vllm_config, self._kv_cache_config, keeper.pool)
+        if why is None:
+            try:
+                for rank in range(len(self._pages.peers)):
+                    self._store.peers.append(channel.connect(self._engine_id, rank)[0])
+            except OSError as error:
+                why = f"worker {rank} is not reached a second time ({error})"
+        if why is not None:
+            self._store.close()
+            return f"prefixes that go are computed again: {why or 'none are kept'}"
+        self.prefixes = Prefixes(keeper, groups_of(self._kv_cache_config), self._records, self._move)
+        return f"the store takes {self._records} blocks of prefixes"
 
     # ---- vLLM's thread ---------------------------------------------------------------------------
 
@@ -115,16 +182,37 @@ class SchedulerHalf:
             self._idle = False
             self._requests.add(request_id)
 
+    def must_wait(self, request: Any, tokens_here: int) -> bool:
+        """Its prefix is on its way from the store."""
+        if self.prefixes is None or self.keeper is None or self._failed:
+            return False
+        with self.lock:
+            return self.prefixes.must_wait(request, tokens_here)
+
+    def begun(self, request_id: str) -> None:
+        if self.prefixes is not None:
+            with self.lock:
+                self.prefixes.begun(request_id)
+
     def allocated(self, groups: Any) -> None:
         if self.keeper is not None:
             with self.lock:
                 self.keeper.note_used(groups)
+
+    def forget_stored(self) -> None:
+        """vLLM's caches are reset, as after new weights."""
+        if self.prefixes is not None:
+            with self.lock:
+                self.prefixes.reset()
 
     def finished(self, request_id: str, groups: Any) -> None:
         with self.lock:
             self._requests.discard(request_id)
             if self.keeper is not None:
                 self.keeper.note_released(groups)
+            if self.prefixes is not None:
+                self.prefixes.ended(request_id)
+                self.prefixes.may_be_unwritten = True
 
     def scheduled(self, output: Any) -> None:
         """A schedule is made, and its step not begun."""
@@ -135,10 +223,22 @@ class SchedulerHalf:
                 self._leave(self.keeper)
                 return
             self._note_schedule(self.keeper, output)
-            self.keeper.tick()
-            self.keeper.settle()
+            self._act(self.keeper, idle=False)
             empty = output.total_num_scheduled_tokens == 0
             self._idle = empty and not self._requests and self.keeper.all_free()
+
+    def _act(self, keeper: Keeper, idle: bool) -> None:
+        """The pool is at rest."""
+        prefixes = self.prefixes
+        if prefixes is not None:
+            prefixes.collect()
+            keeper.stored, keeper.store_errors = len(prefixes.shelf), keeper.store_errors + prefixes.errors
+            prefixes.errors = 0
+        keeper.settle()
+        keeper.tick(idle)
+        keeper.settle()
+        if prefixes is not None and keeper.wish.write_ahead:
+            prefixes.write_ahead()
 
     def _note_schedule(self, keeper: Keeper, output: Any) -> None:
         sizes = [group.kv_cache_spec.block_size for group in self._kv_cache_config.kv_cache_groups]
@@ -148,11 +248,15 @@ class SchedulerHalf:
         for groups in output.scheduled_cached_reqs.new_block_ids:
             if groups is not None:
                 keeper.note_used(groups)
+        if self.prefixes is not None:  # each may need a block more before its load is here
+            self.prefixes.margin = 1 + len(output.num_scheduled_tokens)
 
     def _leave(self, keeper: Keeper) -> None:
         """The engine gets its pool back, and goes on without us."""
+        if self.prefixes is not None:
+            self.prefixes.collect()  # what a worker may still write stays out
         keeper.put_all_back()
-        self.keeper = None
+        self.keeper = self.prefixes = None
 
     def take_returned(self) -> List[int]:
         """Blocks that came back to the pool since the last call."""
@@ -177,7 +281,8 @@ class SchedulerHalf:
         try:
             assert self._remote is not None
             poll = select.poll()
-            for descriptor in [self._remote.wake_fd, *(peer.fileno() for peer in self._peers)]:
+            peers = [*self._pages.peers, *self._store.peers]
+            for descriptor in [self._remote.wake_fd, *(peer.fileno() for peer in peers)]:
                 poll.register(descriptor, select.POLLIN)
             while not self._stops:
                 ready = {descriptor for descriptor, _ in poll.poll()}
@@ -195,38 +300,44 @@ class SchedulerHalf:
                 return
             if self._remote.wake_fd in ready:
                 self._remote.silence()
-            for peer in self._peers:
+                if self.prefixes is not None and self.prefixes.is_writing_first:
+                    self.prefixes.hurry()
+            for peer in self._pages.peers:
                 if peer.fileno() in ready:
-                    self._hear(peer)
+                    self._hear_pages(peer)
+            for peer in self._store.peers:
+                if peer.fileno() in ready:
+                    self._hear_store(peer)
             if self._idle or self.pool_is_guarded:
-                self.keeper.settle()
-                self.keeper.tick(idle=self._idle)
-                self.keeper.settle()
+                self._act(self.keeper, self._idle)
 
-    def _hear(self, peer: socket.socket) -> None:
-        packet = channel.receive(peer)
-        if not packet:
-            raise ConnectionError("a worker is gone")
-        number, gone_bytes = channel.unpack_gave(packet)
-        if number != self._number:
-            raise ValueError(f"a worker answers {number}, not {self._number}")
-        self._answers.add(peer.fileno())
-        self._gone_bytes += gone_bytes
-        if len(self._answers) == len(self._peers) and self.keeper is not None:
-            self.keeper.gave(self._gone_bytes)
+    def _hear_pages(self, peer: socket.socket) -> None:
+        told = self._pages.hear(peer, channel.unpack_gave)
+        if told is not None and self.keeper is not None:
+            self.keeper.gave(sum(told[1]))
 
-    def _send(self, runs: List[channel.Run]) -> bool:
-        self._number += 1
-        self._answers, self._gone_bytes = set(), 0
-        packet = channel.pack_give(self._number, runs)
-        for count, peer in enumerate(self._peers):
-            try:
-                peer.send(packet, socket.MSG_DONTWAIT)
-            except OSError:
-                if count == 0:
-                    return False
-                raise  # some have it: what went is not known any more
-        return True
+    def _hear_store(self, peer: socket.socket) -> None:
+        told = self._store.hear(peer, channel.unpack_moved)
+        if told is not None and self.prefixes is not None:
+            number, answers = told  # done where every worker has done it
+            self.prefixes.moved(number, [max(errors) for errors in zip(*answers)])
+
+    def _send(self, runs: List[channel.Run], worth: Dict[int, Any]) -> bool:
+        """Pages go at once under pressure; else the prefixes among them are written first."""
+        if self.prefixes is not None and self.keeper is not None and worth and not self.keeper.wish.pressed:
+            if self.prefixes.write_then(worth, lambda: self._give_now(runs)):
+                return True
+        return self._give(runs)
+
+    def _give(self, runs: List[channel.Run]) -> bool:
+        return self._pages.send(lambda number: channel.pack_give(number, runs)) is not None
+
+    def _give_now(self, runs: List[channel.Run]) -> None:
+        if not self._give(runs):
+            raise OSError("the blocks that are written cannot be given back: a worker does not take the message")
+
+    def _move(self, kind: int, pairs: List[Tuple[int, int]]) -> Optional[int]:
+        return self._store.send(lambda number: channel.pack_move(kind, number, pairs))
 
     # ---- end -------------------------------------------------------------------------------------
 
@@ -240,9 +351,8 @@ class SchedulerHalf:
     def _end(self) -> None:
         self._stops = True
         with self.lock:
-            for peer in self._peers:
-                peer.close()
-            self._peers = []
+            self._pages.close()
+            self._store.close()
             if self._remote is not None:
                 self._remote.close()
                 self._remote = None
