@@ -181,6 +181,12 @@ class SchedulerHalf:
         with self.lock:
             self._idle = False
             self._requests.add(request_id)
+            if self.keeper is not None and self.keeper.usable() < self.keeper.floor_blocks:
+                self._hurry()  # an idle engine gave more than a busy one may
+
+    def _hurry(self) -> None:
+        if self.prefixes is not None and self.prefixes.is_writing_first:
+            self.prefixes.hurry()
 
     def must_wait(self, request: Any, tokens_here: int) -> bool:
         """Its prefix is on its way from the store."""
@@ -300,8 +306,7 @@ class SchedulerHalf:
                 return
             if self._remote.wake_fd in ready:
                 self._remote.silence()
-                if self.prefixes is not None and self.prefixes.is_writing_first:
-                    self.prefixes.hurry()
+                self._hurry()
             for peer in self._pages.peers:
                 if peer.fileno() in ready:
                     self._hear_pages(peer)
