@@ -133,7 +133,8 @@ def written(engine):
     restores where there is a connector and DRIVER_PRESSED is not 0."""
     from vllm import SamplingParams
 
-    asked = prompts(int(os.environ.get("DRIVER_REQUESTS", "40")), 2)
+    first, count = int(os.environ.get("DRIVER_FIRST", "0")), int(os.environ.get("DRIVER_REQUESTS", "40"))
+    asked = prompts(first + count, 2)[first:]
     sampling = SamplingParams(temperature=0, max_tokens=engine.sampling.max_tokens, logprobs=2, ignore_eos=True)
     presser = Presser(3) if engine.keeper and os.environ.get("DRIVER_PRESSED", "1") != "0" else None
     if presser:
@@ -145,7 +146,8 @@ def written(engine):
     answers = [each.outputs[0] for each in done]
     gaps = [[round(gap_of(place), 4) for place in answer.logprobs] for answer in answers]
     return {"tokens": [list(answer.token_ids) for answer in answers], "gaps": gaps, "preemptions": preemptions(engine),
-            "trims": presser.trims if presser else 0, "given_bytes": engine.keeper.given_bytes if presser else 0}
+            "trims": presser.trims if presser else 0, "given_bytes": engine.keeper.given_bytes if presser else 0,
+            "loaded": loaded(engine)}
 
 
 def gap_of(place):
@@ -279,7 +281,7 @@ def reset(engine):
 def untouched(engine):
     """What the engine does where we do not work."""
     return {"texts": engine.texts(prompts(2, 7)), "works": engine.connector.works,
-            "keeper": engine.keeper is not None}
+            "keeper": engine.keeper is not None, "stores": bool(engine.half and engine.half.prefixes)}
 
 
 SCENARIOS = {"returned": returned, "identical": identical, "prefixes": prefixes, "untouched": untouched,

@@ -71,8 +71,8 @@ class Keeper:
         self.returned: List[int] = []  # to the pool; only kept where somebody asks (notes_returned)
         self.notes_returned = False
         self.held = 0  # blocks that our side has for a moment, to fill them: prefixes.py
-        self.stored = 0  # what is told of the store: blocks that it has, and what failed since the last report
-        self.store_errors = 0
+        self.stored = self.loaded = 0  # what is told of the store: blocks that it has, and that came back so far
+        self.store_errors = 0  # since the last report
 
     # ---- what vLLM does ------------------------------------------------------------------------
 
@@ -140,6 +140,7 @@ class Keeper:
             "withheld_blocks": len(self.withheld) + len(self.going),
             "given_bytes": self.given_bytes,
             "stored_blocks": self.stored,
+            "loaded_blocks": self.loaded,
         }
 
     # ---- what is wanted ------------------------------------------------------------------------

@@ -238,8 +238,8 @@ class SchedulerHalf:
         prefixes = self.prefixes
         if prefixes is not None:
             prefixes.collect()
-            keeper.stored, keeper.store_errors = len(prefixes.shelf), keeper.store_errors + prefixes.errors
-            prefixes.errors = 0
+            keeper.stored, keeper.loaded = len(prefixes.shelf), prefixes.loaded
+            keeper.store_errors, prefixes.errors = keeper.store_errors + prefixes.errors, 0
         keeper.settle()
         keeper.tick(idle)
         keeper.settle()
