@@ -7,12 +7,15 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from typing import Any, Dict, List, Optional, Sequence
 
 from . import channel
 from .pages import NotUnderstood, Pages, planes_of
 from .records import Records
 from .say import INFO, WARN, say
+
+SHUT_DOWN_S = 10.0  # for the threads to end
 
 
 class WorkerHalf:
@@ -23,6 +26,7 @@ class WorkerHalf:
         self._listener: Optional[socket.socket] = None
         self._peers: List[socket.socket] = []
         self._serving, self._lock = 0, threading.Lock()
+        self._threads: List[threading.Thread] = []
         self._stops = False
         self.pages: Optional[Pages] = None
         self.records: Optional[Records] = None
@@ -58,7 +62,9 @@ class WorkerHalf:
         return len(self.records)
 
     def _start(self, run: Any, argument: Any) -> None:
-        threading.Thread(target=run, args=(argument,), name="psi-pages", daemon=True).start()
+        thread = threading.Thread(target=run, args=(argument,), name="psi-pages", daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _answer_calls(self, hello: Dict[str, Any]) -> None:
         """One for pages, one for the store."""
@@ -113,6 +119,7 @@ class WorkerHalf:
                 self.pages.clean(block)
 
     def shut_down(self) -> None:
+        """Nobody is at the cache's memory afterwards: vLLM may free it (unless a disk does not answer for so long)."""
         self._stops = True
         for end in (self._listener, *self._peers):
             if end is not None:
@@ -121,4 +128,7 @@ class WorkerHalf:
                 except OSError:
                     pass
                 end.close()
+        until = time.monotonic() + SHUT_DOWN_S
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
         self._count(0)
