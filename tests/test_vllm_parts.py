@@ -676,6 +676,30 @@ def test_a_worker_that_dies_while_it_loads_keeps_no_request_waiting(texts):
     assert texts.scheduler.keeper is None and texts.pool.get_num_free_blocks() >= 31 - 8  # what it may still write is out
 
 
+@pytest.mark.parametrize("call", ["get_cached_block", "get_new_blocks", "cache_full_blocks"])
+def test_an_engine_that_does_otherwise_loses_its_store_and_nothing_else(texts, call, capsys):
+    texts.ask("first", WORDS)
+    texts.give_all()
+
+    def other(*arguments, **named):
+        raise TypeError("another version's")
+
+    real, scheduler = getattr(texts.pool, call), texts.scheduler
+    setattr(texts.pool, call, other)
+    again = FakeRequest("again", WORDS)
+    scheduler.new_request("again")
+    until = time.monotonic() + 60
+    while scheduler.must_wait(again, 0):
+        assert time.monotonic() < until
+        texts.step()
+        time.sleep(0.001)
+    setattr(texts.pool, call, real)
+    scheduler.finished("again", [[]])
+    assert scheduler.prefixes is None and capsys.readouterr().err.count("not stored any more") == 1
+    assert texts.ask("third", WORDS) == 0 and scheduler.keeper is not None and not scheduler._failed
+    texts.give_all()
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_random_texts_under_random_trims_are_always_whole(monkeypatch, tmp_path, seed):
     """begin() compares the bits of every block that the pool says it has."""

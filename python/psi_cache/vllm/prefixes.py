@@ -298,18 +298,35 @@ class Prefixes:
         self._open = [load for load in self._open if not load.is_done]
 
     def _land(self, load: Load) -> None:
-        for place, item in enumerate(load.items):
-            error = load.errors[place]
-            self.shelf.let_go(item.key, item.record, is_lost=error not in (0, errno.EAGAIN))
-            if error == 0 and not load.is_stale:
-                self._name(load.request, item)
-            else:
-                self.errors += error not in (0, errno.EAGAIN)
-                self.keeper.note_unclean(item.block.block_id)
+        load.is_over = True
+        try:
+            for place, item in enumerate(load.items):
+                self._land_one(load, item, load.errors[place])
+        finally:
+            self._let_go(load)
+
+    def _land_one(self, load: Load, item: Item, error: int) -> None:
+        is_lost = error not in (0, errno.EAGAIN)
+        self.shelf.let_go(item.key, item.record, is_lost)
+        self.errors += is_lost
+        if error == 0 and not load.is_stale:
+            self._name(load.request, item)
+        elif error != 0:
+            self.keeper.note_unclean(item.block.block_id)
+
+    def _let_go(self, load: Load) -> None:
         blocks = [item.block for item in load.items] + load.pinned
         self.keeper.held -= len(blocks)
         self.pool.free_blocks(list(reversed(blocks)))
-        load.is_over = True
+
+    def give_up(self) -> None:
+        """The engine gets its pool back, but for what a worker may still write."""
+        for load in self._open:
+            if load.is_done:
+                self._let_go(load)
+            else:
+                self.pool.free_blocks(list(reversed(load.pinned)))
+        self._open = []
 
     def _name(self, request: Any, item: Item) -> None:
         hashes = request.block_hashes

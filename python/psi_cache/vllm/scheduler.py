@@ -193,7 +193,18 @@ class SchedulerHalf:
         if self.prefixes is None or self.keeper is None or self._failed:
             return False
         with self.lock:
-            return self.prefixes.must_wait(request, tokens_here)
+            try:
+                return self.prefixes.must_wait(request, tokens_here)
+            except Exception as error:
+                self._end_store(error)
+                return True  # what it looked up may be gone: it is asked again, and then not of the store
+
+    def _end_store(self, error: Exception) -> None:
+        """An engine that does otherwise than is known here. Blocks that are on their way stay out of the pool."""
+        prefixes, self.prefixes = self.prefixes, None
+        say(ERROR, f"prefixes are not stored any more, they are computed again: {type(error).__name__}: {error}")
+        if prefixes is not None:
+            prefixes.hurry()
 
     def begun(self, request_id: str) -> None:
         if self.prefixes is not None:
@@ -237,14 +248,17 @@ class SchedulerHalf:
         """The pool is at rest."""
         prefixes = self.prefixes
         if prefixes is not None:
-            prefixes.collect()
+            try:
+                prefixes.collect()
+            except Exception as error:
+                self._end_store(error)
             keeper.stored, keeper.loaded = len(prefixes.shelf), prefixes.loaded
             keeper.store_errors, prefixes.errors = keeper.store_errors + prefixes.errors, 0
         keeper.settle()
         keeper.tick(idle)
         keeper.settle()
-        if prefixes is not None and keeper.wish.write_ahead:
-            prefixes.write_ahead()
+        if self.prefixes is not None and keeper.wish.write_ahead:
+            self.prefixes.write_ahead()
 
     def _note_schedule(self, keeper: Keeper, output: Any) -> None:
         sizes = [group.kv_cache_spec.block_size for group in self._kv_cache_config.kv_cache_groups]
@@ -260,7 +274,7 @@ class SchedulerHalf:
     def _leave(self, keeper: Keeper) -> None:
         """The engine gets its pool back, and goes on without us."""
         if self.prefixes is not None:
-            self.prefixes.collect()  # what a worker may still write stays out
+            self.prefixes.give_up()
         keeper.put_all_back()
         self.keeper = self.prefixes = None
 
