@@ -156,12 +156,18 @@ def test_what_is_not_understood_is_said(tensors, word):
 def test_packets_come_through_and_others_do_not():
     runs = [Run(1, 2, True, False), Run(9, 1, False, True)]
     assert channel.unpack_give(channel.pack_give(5, runs)) == (5, runs)
-    assert channel.unpack_gave(channel.pack_gave(5, 1 << 40)) == (5, 1 << 40)
+    assert channel.unpack_answer(channel.pack_gave(5, 1 << 40)) == (5, (channel.GAVE, 1 << 40))
+    assert channel.unpack_answer(channel.pack_held(6, True)) == (6, (channel.HELD, 1))
+    pairs = [(1, 2), (3, 4)]
+    assert channel.unpack_move(channel.pack_move(channel.PUT, 7, pairs)) == (channel.PUT, 7, pairs)
+    assert channel.unpack_moved(channel.pack_moved(8, [0, 28, 1000])) == (8, [0, 28, 255])
     for packet in (b"", b"x", channel.pack_gave(1, 2), channel.pack_give(1, runs)[:-1]):
+        for unpack in (channel.unpack_give, channel.unpack_move, channel.unpack_moved):
+            with pytest.raises(ValueError):
+                unpack(packet)
+    for packet in (b"", channel.pack_give(1, runs[:1]), channel.pack_move(channel.GET, 1, [(1, 2)])):
         with pytest.raises(ValueError):
-            channel.unpack_give(packet)
-    with pytest.raises(ValueError):
-        channel.unpack_gave(channel.pack_give(1, runs[:1]))
+            channel.unpack_answer(packet)
 
 
 def test_a_pool_that_lacks_a_call_is_named():
@@ -343,6 +349,70 @@ def test_a_busy_engine_is_left_to_its_own_thread(pair):
     pair.scheduler.scheduled(schedule(1, [(pair.pool.allocate(2), [])]))
     assert keeper.going or keeper.withheld
     assert wait(lambda: not keeper.going) and keeper.usable() >= keeper.floor_blocks
+
+
+def test_a_busy_engine_gives_within_a_step_that_is_held_open(pair):
+    import psi_cache
+
+    pair.start()
+    keeper, step = pair.scheduler.keeper, pair.worker.step
+    pair.use(12)
+    pair.scheduler.new_request("busy")
+    psi_cache.trim(1.0)
+    time.sleep(0.1)
+    assert not keeper.going and not keeper.withheld  # no step runs: who knows where the engine's thread is
+    step.begin()
+    assert wait(lambda: keeper.given_bytes > 0 and not keeper.going)
+    step.end()  # and was let go
+    assert keeper.usable() >= keeper.floor_blocks and keeper.withheld
+
+
+def test_a_step_does_not_end_while_the_pool_is_changed(pair, monkeypatch):
+    import psi_cache
+
+    pair.start()
+    keeper, step, events = pair.scheduler.keeper, pair.worker.step, []
+    pair.use(12)
+    pair.scheduler.new_request("busy")
+    tick = keeper.tick
+
+    def slow(*arguments):
+        events.append("begin")
+        time.sleep(0.2)
+        tick(*arguments)
+        events.append("end")
+
+    monkeypatch.setattr(keeper, "tick", slow)
+    step.begin()
+    psi_cache.trim(1.0)
+    assert wait(lambda: events)
+    step.end()
+    assert events[:2] == ["begin", "end"]
+
+
+def test_a_step_ends_though_the_scheduler_is_gone_that_held_it(pair):
+    pair.start()
+    pair.worker.step.begin()
+    pair.scheduler._hold = pair.scheduler._pages.send(lambda number: channel.pack_bare(channel.HOLD, number))
+    pair.scheduler._within_step = lambda is_held: 1 // 0
+    assert wait(lambda: pair.scheduler._failed)
+    pair.worker.step.end()
+
+
+def test_where_steps_overlap_none_is_held(monkeypatch, tmp_path):
+    import psi_cache
+
+    pair = Pair(monkeypatch, tmp_path)
+    pair.vllm_config.scheduler_config.async_scheduling = True
+    pair.scheduler = SchedulerHalf(pair.vllm_config, pair.kv_config, pair.engine_id, {})
+    pair.start()
+    pair.use(12)
+    pair.scheduler.new_request("busy")
+    pair.worker.step.begin()
+    psi_cache.trim(1.0)
+    time.sleep(0.2)
+    assert pair.scheduler.keeper.given_bytes == 0
+    pair.stop()
 
 
 def test_a_busy_engine_whose_pool_is_guarded_gives_within_its_step(pair):

@@ -7,6 +7,8 @@ comes from it has a line of its own, so that no page waits for a disk. One messa
   worker -> scheduler, once      HELLO, JSON: blocks, block_bytes, why (a text: the worker cannot), records (of its store)
   scheduler -> worker            GIVE, number, runs of blocks (see Run)
   worker -> scheduler            GAVE, number, bytes that were in memory and are not any more
+  scheduler -> worker            HOLD, number: the step that runs is not to end before the next message (RELEASE, if no other)
+  worker -> scheduler            HELD, number, 1, or 0: none runs
   scheduler -> worker            PUT or GET, number, pairs of block and record
   worker -> scheduler            MOVED, number, an errno a pair (0: done)
 """
@@ -19,7 +21,7 @@ import socket
 import struct
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
-GIVE, GAVE, PUT, GET, MOVED = 1, 2, 3, 4, 5
+GIVE, GAVE, PUT, GET, MOVED, HOLD, HELD, RELEASE = range(1, 9)
 _HEADER = struct.Struct("<II")
 _RUN = struct.Struct("<IIBB")
 _GAVE = struct.Struct("<IIQ")
@@ -107,14 +109,29 @@ def pack_gave(number: int, gone_bytes: int) -> bytes:
     return _GAVE.pack(GAVE, number, gone_bytes)
 
 
-def unpack_gave(packet: bytes) -> Tuple[int, int]:
-    """Number and bytes. Raises ValueError for anything else."""
+def pack_held(number: int, is_held: bool) -> bytes:
+    return _GAVE.pack(HELD, number, is_held)
+
+
+def unpack_answer(packet: bytes) -> Tuple[int, Tuple[int, int]]:
+    """Of GAVE and HELD: number, and kind with its value. Raises ValueError for anything else."""
     if len(packet) != _GAVE.size:
         raise ValueError(f"a packet of {len(packet)} bytes")
-    kind, number, gone_bytes = _GAVE.unpack(packet)
-    if kind != GAVE:
+    kind, number, value = _GAVE.unpack(packet)
+    if kind not in (GAVE, HELD):
         raise ValueError(f"a message of kind {kind}")
-    return number, gone_bytes
+    return number, (kind, value)
+
+
+def pack_bare(kind: int, number: int) -> bytes:
+    """HOLD and RELEASE."""
+    return _HEADER.pack(kind, number)
+
+
+def unpack_bare(packet: bytes) -> int:
+    if len(packet) != _HEADER.size:
+        raise ValueError(f"a packet of {len(packet)} bytes")
+    return int(_HEADER.unpack(packet)[1])
 
 
 def pack_move(kind: int, number: int, pairs: Iterable[Tuple[int, int]]) -> bytes:

@@ -96,6 +96,12 @@ class PsiCacheConnector(KVConnectorBase_V1, SupportsHMA):
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         super().bind_connector_metadata(connector_metadata)
         self._clean(connector_metadata)
+        if self.worker_half is not None and self.works:
+            self.worker_half.step.begin()
+
+    def clear_connector_metadata(self) -> None:
+        super().clear_connector_metadata()
+        self.wait_for_save()
 
     @harmless(None)
     def _clean(self, metadata: Any) -> None:
@@ -113,7 +119,9 @@ class PsiCacheConnector(KVConnectorBase_V1, SupportsHMA):
         pass
 
     def wait_for_save(self) -> None:
-        pass
+        """The step ends; not while the scheduler's half holds it open."""
+        if self.worker_half is not None:
+            self.worker_half.step.end()
 
     # ---- scheduler -------------------------------------------------------------------------------
 

@@ -1,8 +1,9 @@
 """The half in the scheduler's process. vLLM's own thread calls it at its hooks, between two changes of the block pool;
-a thread of ours waits for the controller and for the workers, and acts itself only while the engine is idle.
+a thread of ours waits for the controller and for the workers, and acts itself while nobody else can be at the pool:
 
-Idle is known, not guessed: the last schedule was empty, no request is there, and every block that is not withheld is free.
-The first thing that a new request does is to call on_new_request, which takes the lock; so nobody else is at the pool.
+- while the engine is idle. That is known, not guessed: the last schedule was empty, no request is there, and every block
+  that is not withheld is free. The first thing that a new request does is to call on_new_request, which takes the lock.
+- within a step that every worker holds open for us (step.py): vLLM's thread waits for its result.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from .keeper import POLICIES, Keeper
 from .prefixes import Group, Prefixes
 from .remote import Remote
 from .say import ERROR, INFO, WARN, say
+
+ASK_AGAIN_MS = 5.0  # for a step, where there was none
 
 
 class Unfit(Exception):
@@ -106,6 +109,15 @@ class SchedulerHalf:
         self._idle = False
         self._thread: Optional[threading.Thread] = None
         self._stops = self._failed = False
+        self._wants_step = False  # there is something to do, and the engine is busy
+        self._hold: Optional[int] = None  # asked for
+        # Else steps overlap, and the pool may be changed while one runs.
+        parallel, scheduler = vllm_config.parallel_config, vllm_config.scheduler_config
+        self._may_hold = (
+            not getattr(scheduler, "async_scheduling", False)
+            and getattr(parallel, "pipeline_parallel_size", 1) == 1
+            and getattr(vllm_config, "max_concurrent_batches", 1) == 1
+        )
         self.pool_is_guarded = False  # every change of the pool is made under our lock: preempt.py
 
     # ---- start -----------------------------------------------------------------------------------
@@ -240,6 +252,7 @@ class SchedulerHalf:
                 self._leave(self.keeper)
                 return
             self._note_schedule(self.keeper, output)
+            self._wants_step = False
             self._act(self.keeper, idle=False)
             empty = output.total_num_scheduled_tokens == 0
             self._idle = empty and not self._requests and self.keeper.all_free()
@@ -305,7 +318,8 @@ class SchedulerHalf:
             for descriptor in [self._remote.wake_fd, *(peer.fileno() for peer in peers)]:
                 poll.register(descriptor, select.POLLIN)
             while not self._stops:
-                ready = {descriptor for descriptor, _ in poll.poll()}
+                waits = self._wants_step and self._hold is None
+                ready = {descriptor for descriptor, _ in poll.poll(ASK_AGAIN_MS if waits else None)}
                 if not self._stops:
                     self._answer(ready)
         except Exception as error:  # the engine goes on without us
@@ -313,6 +327,7 @@ class SchedulerHalf:
                 gone = isinstance(error, ConnectionError)  # as when an engine ends
                 say(INFO if gone else ERROR, f"stopped following the memory pressure: {type(error).__name__}: {error}")
                 self._failed = True
+            self._release()
 
     def _answer(self, ready: Set[int]) -> None:
         with self.lock:
@@ -328,12 +343,43 @@ class SchedulerHalf:
                 if peer.fileno() in ready:
                     self._hear_store(peer)
             if self._idle or self.pool_is_guarded:
+                self._wants_step = False
                 self._act(self.keeper, self._idle)
+            elif self._may_hold:
+                self._wants_step = self._wants_step or self._remote.wake_fd in ready
+                self._ask_for_step()
 
     def _hear_pages(self, peer: socket.socket) -> None:
-        told = self._pages.hear(peer, channel.unpack_gave)
-        if told is not None and self.keeper is not None:
-            self.keeper.gave(sum(told[1]))
+        told = self._pages.hear(peer, channel.unpack_answer)
+        if told is None or self.keeper is None:
+            return
+        number, answers = told
+        if number == self._hold:
+            self._hold = None
+            self._within_step(all(value for _, value in answers))
+        else:
+            self.keeper.gave(sum(value for _, value in answers))
+            self._wants_step = self._wants_step or self.keeper.wish.pressed  # and is there more?
+
+    def _ask_for_step(self) -> None:
+        if self._wants_step and self._hold is None:
+            self._hold = self._pages.send(lambda number: channel.pack_bare(channel.HOLD, number))
+
+    def _within_step(self, is_held: bool) -> None:
+        """Every worker holds its step open, or one has none: then it is asked again, if no schedule comes before."""
+        try:
+            if is_held and self.keeper is not None and self._wants_step:
+                self._wants_step = False
+                self._act(self.keeper, idle=False)
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        for peer in self._pages.peers:
+            try:
+                peer.send(channel.pack_bare(channel.RELEASE, 0), socket.MSG_DONTWAIT)
+            except OSError:
+                peer.close()  # it releases what it holds, then, too
 
     def _hear_store(self, peer: socket.socket) -> None:
         told = self._store.hear(peer, channel.unpack_moved)

@@ -14,6 +14,7 @@ from . import channel
 from .pages import NotUnderstood, Pages, planes_of
 from .records import Records
 from .say import INFO, WARN, say
+from .step import Step
 
 SHUT_DOWN_S = 10.0  # for the threads to end
 
@@ -28,6 +29,7 @@ class WorkerHalf:
         self._serving, self._lock = 0, threading.Lock()
         self._threads: List[threading.Thread] = []
         self._stops = False
+        self.step = Step()
         self.pages: Optional[Pages] = None
         self.records: Optional[Records] = None
 
@@ -95,15 +97,25 @@ class WorkerHalf:
     def _serve(self, peer: socket.socket) -> None:
         try:
             while packet := channel.receive(peer):
-                peer.send(self._do(packet))
+                answer = self._do(packet)
+                if answer:
+                    peer.send(answer)
         except Exception as error:  # the scheduler's half sees the closed socket
             self._say_end(error)
         finally:
+            self.step.release()
             peer.close()
             self._count(-1)
 
     def _do(self, packet: bytes) -> bytes:
-        if channel.kind_of(packet) == channel.GIVE:
+        kind = channel.kind_of(packet)
+        if kind == channel.HOLD:
+            return channel.pack_held(channel.unpack_bare(packet), self.step.hold())
+        if kind == channel.RELEASE:
+            self.step.release()
+            return b""
+        if kind == channel.GIVE:
+            self.step.release()  # its pages are nobody's: the step need not wait for their going
             number, runs = channel.unpack_give(packet)
             return channel.pack_gave(number, self.pages.give(runs) if self.pages is not None else 0)
         kind, number, pairs = channel.unpack_move(packet)
@@ -121,6 +133,7 @@ class WorkerHalf:
     def shut_down(self) -> None:
         """Nobody is at the cache's memory afterwards: vLLM may free it (unless a disk does not answer for so long)."""
         self._stops = True
+        self.step.release()
         for end in (self._listener, *self._peers):
             if end is not None:
                 try:
