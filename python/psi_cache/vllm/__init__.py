@@ -18,6 +18,7 @@ The parts, each with one duty:
   channel.py    the sockets between the halves
   worker.py     the half in each worker's process: answers the channel
   records.py    the store of a worker: libpsicache's
+  step.py       a worker's step, held open for the moment in which the scheduler's half changes the pool
   pages.py      where a block's pages are; gives them back
   arena.py      a KV cache on whole pages, committed by touch, where vLLM lets us allocate it
   preempt.py    an option: a scheduler class that preempts for memory
