@@ -259,6 +259,20 @@ def test_no_room_for_it_means_no_load_and_an_untouched_pool():
     assert sorted(before) == sorted(bench.pool.queue + [b.block_id for b in bench.pool.blocks if b.ref_cnt])
 
 
+def test_a_request_that_waits_for_room_is_not_looked_for_all_the_time():
+    bench = Bench()
+    bench.run("first", WORDS[:4])
+    bench.write_all()
+    stranger, looks = FakeRequest("stranger", list("xyz")), []
+    wanted = bench.prefixes._wanted
+    bench.prefixes._wanted = lambda request: (looks.append(request), wanted(request))[1]
+    for _ in range(10):
+        assert not bench.prefixes.must_wait(stranger, 0)
+    assert len(looks) == 1
+    bench.now += 1
+    assert not bench.prefixes.must_wait(stranger, 0) and len(looks) == 2
+
+
 def test_new_weights_make_every_copy_wrong():
     bench = Bench()
     bench.run("first", WORDS[:4])

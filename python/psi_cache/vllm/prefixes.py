@@ -22,6 +22,7 @@ from .shelf import Shelf
 
 PATIENCE_S = 5.0  # so long a request waits for the store
 PAUSE_S, LONGEST_PAUSE_S = 10.0, 600.0  # no writes after one that failed
+LOOK_AGAIN_S = 0.1  # for a request that waits for room, and of which the store had nothing
 Send = Callable[[int, List[Tuple[int, int]]], Optional[int]]  # kind, pairs of block and record: the message's number
 
 
@@ -81,6 +82,7 @@ class Prefixes:
         self._gets: Dict[int, Tuple[Load, int]] = {}  # load and its first item
         self._loads: Dict[str, Load] = {}  # by request that waits for it, or for which it is over
         self._open: List[Load] = []  # their blocks are ours
+        self._nothing_until_s: Dict[str, float] = {}  # by request that was looked for in vain
         self._map = self.pool.cached_block_hash_to_block
         self.may_be_unwritten = False  # there may be blocks to write: a request ended since the last look
         self._pause_s, self._again_s, self._said = PAUSE_S, 0.0, False
@@ -177,8 +179,11 @@ class Prefixes:
             return not load.is_over
         if not len(self.shelf) or getattr(request, "skip_reading_prefix_cache", False):
             return False
+        if self._clock() < self._nothing_until_s.get(request.request_id, 0.0):
+            return False
         wanted, blocks = self._wanted(request)
         if not wanted or blocks * self.groups[0].block_tokens <= tokens_here:
+            self._nothing_until_s[request.request_id] = self._clock() + LOOK_AGAIN_S
             return False
         return self._are_coming(request, wanted) or self._begin(request, wanted, blocks)
 
@@ -191,6 +196,7 @@ class Prefixes:
     def begun(self, request_id: str) -> None:
         """It runs. Should it come again (preempted), it may load again."""
         self._loads.pop(request_id, None)
+        self._nothing_until_s.pop(request_id, None)
 
     ended = begun  # whatever is on its way comes all the same
 

@@ -20,7 +20,7 @@ from .prefixes import Group, Prefixes
 from .remote import Remote
 from .say import ERROR, INFO, WARN, say
 
-ASK_AGAIN_MS = 5.0  # for a step, where there was none
+ASK_AGAIN_MS, LONGEST_ASK_MS = 5.0, 100.0  # for a step, where there was none: a program may be long in making the next
 
 
 class Unfit(Exception):
@@ -111,6 +111,7 @@ class SchedulerHalf:
         self._stops = self._failed = False
         self._wants_step = False  # there is something to do, and the engine is busy
         self._hold: Optional[int] = None  # asked for
+        self._ask_again_ms = ASK_AGAIN_MS
         # Else steps overlap, and the pool may be changed while one runs.
         parallel, scheduler = vllm_config.parallel_config, vllm_config.scheduler_config
         self._may_hold = (
@@ -319,7 +320,7 @@ class SchedulerHalf:
                 poll.register(descriptor, select.POLLIN)
             while not self._stops:
                 waits = self._wants_step and self._hold is None
-                ready = {descriptor for descriptor, _ in poll.poll(ASK_AGAIN_MS if waits else None)}
+                ready = {descriptor for descriptor, _ in poll.poll(self._ask_again_ms if waits else None)}
                 if not self._stops:
                     self._answer(ready)
         except Exception as error:  # the engine goes on without us
@@ -346,7 +347,8 @@ class SchedulerHalf:
                 self._wants_step = False
                 self._act(self.keeper, self._idle)
             elif self._may_hold:
-                self._wants_step = self._wants_step or self._remote.wake_fd in ready
+                if self._remote.wake_fd in ready:
+                    self._wants_step, self._ask_again_ms = True, ASK_AGAIN_MS
                 self._ask_for_step()
 
     def _hear_pages(self, peer: socket.socket) -> None:
@@ -368,6 +370,7 @@ class SchedulerHalf:
     def _within_step(self, is_held: bool) -> None:
         """Every worker holds its step open, or one has none: then it is asked again, if no schedule comes before."""
         try:
+            self._ask_again_ms = ASK_AGAIN_MS if is_held else min(2 * self._ask_again_ms, LONGEST_ASK_MS)
             if is_held and self.keeper is not None and self._wants_step:
                 self._wants_step = False
                 self._act(self.keeper, idle=False)
