@@ -374,15 +374,15 @@ def test_a_step_does_not_end_while_the_pool_is_changed(pair, monkeypatch):
     keeper, step, events = pair.scheduler.keeper, pair.worker.step, []
     pair.use(12)
     pair.scheduler.new_request("busy")
-    tick = keeper.tick
+    act = pair.scheduler._act
 
-    def slow(*arguments):
+    def slow(*arguments, **named):
         events.append("begin")
-        time.sleep(0.2)
-        tick(*arguments)
+        act(*arguments, **named)
+        time.sleep(0.2)  # it sent what goes, and is still at the pool
         events.append("end")
 
-    monkeypatch.setattr(keeper, "tick", slow)
+    monkeypatch.setattr(pair.scheduler, "_act", slow)
     step.begin()
     psi_cache.trim(1.0)
     assert wait(lambda: events)

@@ -7,7 +7,7 @@ comes from it has a line of its own, so that no page waits for a disk. One messa
   worker -> scheduler, once      HELLO, JSON: blocks, block_bytes, why (a text: the worker cannot), records (of its store)
   scheduler -> worker            GIVE, number, runs of blocks (see Run)
   worker -> scheduler            GAVE, number, bytes that were in memory and are not any more
-  scheduler -> worker            HOLD, number: the step that runs is not to end before the next message (RELEASE, if no other)
+  scheduler -> worker            HOLD, number: the step that runs is not to end before RELEASE
   worker -> scheduler            HELD, number, 1, or 0: none runs
   scheduler -> worker            PUT or GET, number, pairs of block and record
   worker -> scheduler            MOVED, number, an errno a pair (0: done)

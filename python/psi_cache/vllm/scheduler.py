@@ -112,6 +112,7 @@ class SchedulerHalf:
         self._wants_step = False  # there is something to do, and the engine is busy
         self._hold: Optional[int] = None  # asked for
         self._ask_again_ms = ASK_AGAIN_MS
+        self._gives_later: Optional[List[List[channel.Run]]] = None  # while a step is held: what is to go after it
         # Else steps overlap, and the pool may be changed while one runs.
         parallel, scheduler = vllm_config.parallel_config, vllm_config.scheduler_config
         self._may_hold = (
@@ -371,11 +372,15 @@ class SchedulerHalf:
         """Every worker holds its step open, or one has none: then it is asked again, if no schedule comes before."""
         try:
             self._ask_again_ms = ASK_AGAIN_MS if is_held else min(2 * self._ask_again_ms, LONGEST_ASK_MS)
+            self._gives_later = []
             if is_held and self.keeper is not None and self._wants_step:
                 self._wants_step = False
                 self._act(self.keeper, idle=False)
         finally:
+            later, self._gives_later = self._gives_later or [], None
             self._release()
+        for runs in later:  # the pool is the engine's again, and the step need not wait for pages
+            self._give_now(runs)
 
     def _release(self) -> None:
         for peer in self._pages.peers:
@@ -398,6 +403,9 @@ class SchedulerHalf:
         return self._give(runs)
 
     def _give(self, runs: List[channel.Run]) -> bool:
+        if self._gives_later is not None:
+            self._gives_later.append(runs)
+            return True
         return self._pages.send(lambda number: channel.pack_give(number, runs)) is not None
 
     def _give_now(self, runs: List[channel.Run]) -> None:

@@ -115,7 +115,6 @@ class WorkerHalf:
             self.step.release()
             return b""
         if kind == channel.GIVE:
-            self.step.release()  # its pages are nobody's: the step need not wait for their going
             number, runs = channel.unpack_give(packet)
             return channel.pack_gave(number, self.pages.give(runs) if self.pages is not None else 0)
         kind, number, pairs = channel.unpack_move(packet)
