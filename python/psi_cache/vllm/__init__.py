@@ -16,6 +16,7 @@ The parts, each with one duty:
   shelf.py      which of them the store has, and where; knows no vLLM
   remote.py     the controller: libpsicache's pool of counts
   channel.py    the sockets between the halves
+  line.py       one of them to every worker: messages, and when all have answered
   worker.py     the half in each worker's process: answers the channel
   records.py    the store of a worker: libpsicache's
   step.py       a worker's step, held open for the moment in which the scheduler's half changes the pool

@@ -16,6 +16,7 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 
 from . import channel, hooks
 from .keeper import POLICIES, Keeper
+from .line import Line
 from .prefixes import Group, Prefixes
 from .remote import Remote
 from .say import ERROR, INFO, WARN, say
@@ -51,49 +52,6 @@ def policy_of(asked: Optional[str]) -> str:
 def groups_of(kv_cache_config: Any) -> List[Group]:
     specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
     return [Group(spec.block_size, int(getattr(spec, "sliding_window", None) or 0)) for spec in specs]
-
-
-class Line:
-    """One message at a time or several, to every worker: each is over when all have answered."""
-
-    def __init__(self, peers: List[socket.socket]) -> None:
-        self.peers, self.number = peers, 0
-        self._answers: Dict[int, Dict[int, Any]] = {}  # of each message: by descriptor
-
-    def send(self, pack: Any) -> Optional[int]:
-        """`pack` makes the packet of a number. None: it could not be sent to any. Raises OSError when only some have it: what
-        they do of it is not known any more."""
-        self.number += 1
-        packet = pack(self.number)
-        for count, peer in enumerate(self.peers):
-            try:
-                peer.send(packet, socket.MSG_DONTWAIT)
-            except OSError:
-                if count == 0:
-                    return None
-                raise
-        self._answers[self.number] = {}
-        return self.number
-
-    def hear(self, peer: socket.socket, unpack: Any) -> Optional[Tuple[int, List[Any]]]:
-        """A message's number and all its answers, with the last of them."""
-        packet = channel.receive(peer)
-        if not packet:
-            raise ConnectionError("a worker is gone")
-        number, answer = unpack(packet)
-        if number not in self._answers:
-            raise ValueError(f"a worker answers {number}, which nobody asked")
-        answers = self._answers[number]
-        answers[peer.fileno()] = answer
-        if len(answers) < len(self.peers):
-            return None
-        del self._answers[number]
-        return number, list(answers.values())
-
-    def close(self) -> None:
-        for peer in self.peers:
-            peer.close()
-        self.peers = []
 
 
 class SchedulerHalf:
@@ -166,8 +124,9 @@ class SchedulerHalf:
             self._pages.peers.append(peer)
             if hello.get("why"):
                 raise Unfit(hello["why"])
-            if hello.get("blocks") != self._kv_cache_config.num_blocks:
-                raise Unfit(f"worker {rank} has {hello.get('blocks')} blocks, the scheduler {self._kv_cache_config.num_blocks}")
+            blocks = self._kv_cache_config.num_blocks
+            if hello.get("blocks") != blocks:
+                raise Unfit(f"worker {rank} has {hello.get('blocks')} blocks, the scheduler {blocks}")
             block_bytes += hello["block_bytes"]
             self._records = min(self._records, hello.get("records", 0))
         return block_bytes
