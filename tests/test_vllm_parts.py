@@ -662,6 +662,17 @@ def test_the_stores_file_is_nobody_elses(texts):
     assert status.st_nlink == 0 and status.st_mode & 0o777 == 0o600 and status.st_blocks * 512 >= 8 * 2 * BLOCK
 
 
+def test_after_a_reset_the_stores_room_on_the_disk_is_free(texts):
+    texts.ask("first", WORDS)
+    texts.give_all()
+    assert texts.pool.reset_prefix_cache()
+    texts.step()
+    assert wait(lambda: os.stat(texts.store_file()).st_blocks == 0)
+    assert texts.ask("again", WORDS) == 0
+    texts.give_all()
+    assert texts.ask("third", WORDS) == 8
+
+
 @pytest.mark.parametrize("fault", ["changed", "short"])
 def test_a_store_that_lies_is_found_out(texts, fault):
     texts.ask("first", WORDS)

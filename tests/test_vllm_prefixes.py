@@ -38,6 +38,8 @@ class Bench:
             return None
         self.number += 1
         self.sent.append((kind, self.number, pairs))
+        if kind == channel.FORGET and len(self.sent) == 1:
+            self.answer()
         return self.number
 
     def answer(self, errors=None):
@@ -45,7 +47,9 @@ class Bench:
         kind, number, pairs = self.sent.pop(0)
         errors = errors or [0] * len(pairs)
         for (block, record), error in zip(pairs, errors):
-            if error == 0 and kind == channel.PUT:
+            if kind == channel.FORGET:
+                del self.disk[record]
+            elif error == 0 and kind == channel.PUT:
                 self.disk[record] = self.content.get(block)
             elif error == 0:
                 assert self.pool.blocks[block].ref_cnt > 0 and self.pool.blocks[block].block_hash is None

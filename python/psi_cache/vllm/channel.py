@@ -9,7 +9,7 @@ comes from it has a line of its own, so that no page waits for a disk. One messa
   worker -> scheduler            GAVE, number, bytes that were in memory and are not any more
   scheduler -> worker            HOLD, number: the step that runs is not to end before RELEASE
   worker -> scheduler            HELD, number, 1, or 0: none runs
-  scheduler -> worker            PUT or GET, number, pairs of block and record
+  scheduler -> worker            PUT, GET or FORGET, number, pairs of block and record
   worker -> scheduler            MOVED, number, an errno a pair (0: done)
 """
 
@@ -21,7 +21,7 @@ import socket
 import struct
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
-GIVE, GAVE, PUT, GET, MOVED, HOLD, HELD, RELEASE = range(1, 9)
+GIVE, GAVE, PUT, GET, MOVED, HOLD, HELD, RELEASE, FORGET = range(1, 10)
 _HEADER = struct.Struct("<II")
 _RUN = struct.Struct("<IIBB")
 _GAVE = struct.Struct("<IIQ")
@@ -143,7 +143,7 @@ def unpack_move(packet: bytes) -> Tuple[int, int, List[Tuple[int, int]]]:
     if len(packet) < _HEADER.size or (len(packet) - _HEADER.size) % _PAIR.size != 0:
         raise ValueError(f"a packet of {len(packet)} bytes")
     kind, number = _HEADER.unpack_from(packet)
-    if kind not in (PUT, GET):
+    if kind not in (PUT, GET, FORGET):
         raise ValueError(f"a message of kind {kind}")
     return kind, number, [(block, record) for block, record in _PAIR.iter_unpack(packet[_HEADER.size :])]
 

@@ -353,7 +353,9 @@ class Prefixes:
 
     def reset(self) -> None:
         self._map = self.pool.cached_block_hash_to_block
-        self.shelf.clear()
+        free = self.shelf.clear()
+        for first in range(0, len(free), channel.MOST_PAIRS):  # before any of them is written anew: they come in order
+            self._send(channel.FORGET, [(0, record) for record in free[first : first + channel.MOST_PAIRS]])
         for put in self._puts.values():
             put.is_torn = True
         for load in self._open:

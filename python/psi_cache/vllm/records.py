@@ -26,6 +26,7 @@ def _declare() -> ctypes.CDLL:
     for call in (library.psi_records_put, library.psi_records_get):
         call.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.POINTER(Part), ctypes.c_uint32]
         call.restype = ctypes.c_int
+    library.psi_records_forget.argtypes, library.psi_records_forget.restype = [ctypes.c_void_p, ctypes.c_uint32], None
     library.psi_records_close.argtypes, library.psi_records_close.restype = [ctypes.c_void_p], None
     return library
 
@@ -54,6 +55,10 @@ class Records:
     def get(self, number: int, parts: Parts) -> int:
         """0, or an errno: the memory is untouched then."""
         return -int(self._library.psi_records_get(self._records, number, _array(parts), len(parts)))
+
+    def forget(self, number: int) -> None:
+        """Its room on the disk is free."""
+        self._library.psi_records_forget(self._records, number)
 
     def close(self) -> None:
         self._library.psi_records_close(self._records)

@@ -68,7 +68,9 @@ class Shelf:
         else:
             self._free.append(record)
 
-    def clear(self) -> None:
-        """Nothing that is here is right any more."""
+    def clear(self) -> List[int]:
+        """Nothing that is here is right any more. The records that are free by that."""
+        before = len(self._free)
         for key in list(self._record_of):
             self._forget(key)
+        return self._free[before:]

@@ -119,6 +119,10 @@ class WorkerHalf:
             return channel.pack_gave(number, self.pages.give(runs) if self.pages is not None else 0)
         kind, number, pairs = channel.unpack_move(packet)
         assert self.pages is not None and self.records is not None
+        if kind == channel.FORGET:
+            for _, record in pairs:
+                self.records.forget(record)
+            return channel.pack_moved(number, [0] * len(pairs))
         move = self.records.put if kind == channel.PUT else self.records.get
         return channel.pack_moved(number, [move(record, self.pages.parts(block)) for block, record in pairs])
 
