@@ -293,8 +293,11 @@ def main():
         os.environ.setdefault(name, value)
     model, names = sys.argv[1], sys.argv[2:]
     options = json.loads(os.environ.get("DRIVER_OPTIONS", "{}"))
-    engine = Engine(model, **options)
-    print("RESULT " + json.dumps({name: SCENARIOS[name](engine) for name in names}), flush=True)
+    engine, found = Engine(model, **options), {}
+    for name in names:
+        found[name] = SCENARIOS[name](engine)
+        print(f"{name}: done", found[name] if len(str(found[name])) < 1000 else "", file=sys.stderr, flush=True)
+    print("RESULT " + json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
