@@ -49,10 +49,8 @@ bench: ## the benches that fit in an hour, and their report; goes on where it wa
 	@sh scripts/setup-venv.sh test
 	@.venv/bin/python bench/all.py $(ARGS)
 
-bench-list: ## the benches there are: make bench-NAME runs bench/NAME.py
-	@for bench in bench/*.py; do grep -q __main__ "$$bench" || continue; \
-	case $$bench in */rig.py | */engine.py | */loads.py | */all.py | */vllm_*) continue ;; esac; \
-	basename "$$bench" .py | sed 's/_/-/g; s/^/  make bench-/'; done
+bench-list: ## the benches there are: make bench-NAME runs one; those of vLLM are make bench-vllm-NAME
+	@$(PYTHON) bench/command.py bench --list
 
 bench-vllm-%: ## one bench of the vLLM adapter, in .venv-vllm
 	@sh scripts/setup-system.sh demo

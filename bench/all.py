@@ -10,35 +10,14 @@ benches that can go on where they stopped do so. A part that fails, or misses it
 other; ends with 1 then.
 """
 import argparse
-import dataclasses
-import json
 import os
-import subprocess
 import sys
 import time
 
-import records
 import report
 import rig
-
-DIRECTORY = os.path.join(rig.BUILD, "all")
-DONE = "all.jsonl"
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """minutes: on the 2-core machine that the README names, for the plan only. result: what the bench writes, below
-    build/; limit: it makes a memory group."""
-    name: str
-    script: str
-    arguments: tuple
-    result: str
-    minutes: float
-    limit: bool = True
-
-    def command(self):
-        return " ".join((".venv/bin/python", self.script) + self.arguments)
-
+import suite
+from suite import Part
 
 PARTS = (
     Part("scale", "bench/scale.py", (), "bench/scale.json", 2, limit=False),
@@ -47,6 +26,7 @@ PARTS = (
     Part("paired-step", "bench/paired_step.py", ("--prompt-tokens", "4096"), "bench/paired_step.json", 3, limit=False),
     Part("demo", "demo/demo.py", ("--quick", "--runs", "3"), "demo/runs.json", 4),
     Part("latency", "bench/latency.py", ("--turns", "2", "--cycles", "20"), "bench/latency.json", 5),
+    Part("context", "bench/context.py", ("--part", "key", "--quick"), "bench/context.json", 2),
     Part("oom-table", "bench/oom_table.py", ("--quick",), "bench/oom_table.json", 22),
     Part("thrash", "bench/thrash.py", (), "bench/thrash.json", 3),
     Part("reaction", "bench/reaction.py", (), "bench/reaction.json", 5),
@@ -68,83 +48,34 @@ def arguments():
     return options
 
 
-def key_of(part):
-    """A part is done when it was done like this."""
-    where = rig.demo.machine()
-    return {"part": part.name, "command": part.command(), "build": rig.library_build(), "cpu": where["cpu"],
-            "kernel": where["kernel"]}
-
-
-def is_done(part, done):
-    return key_of(part) in [record["key"] for record in done] and os.path.exists(kept(part))
-
-
-def kept(part):
-    return os.path.join(DIRECTORY, part.name + ".json")
-
-
-def may_limit():
-    """None, or why no memory group can be made here."""
-    try:
-        with rig.MemoryGroup(64 * rig.MIB):
-            return None
-    except rig.NoRights as problem:
-        return str(problem)
-
-
-def keep(part, begin_s):
-    """Its result, with the command, among all. RuntimeError when it wrote none: an older one is not taken for it."""
-    path = os.path.join(rig.BUILD, "..", part.result)
-    if not os.path.exists(path) or os.path.getmtime(path) < begin_s:
-        raise RuntimeError("it wrote no result")
-    with open(path) as file:
-        value = json.load(file)
-    os.makedirs(DIRECTORY, exist_ok=True)
-    rig.demo.save(kept(part), {**value, "command": part.command()})
-
-
-def run(part):
-    """None, or what went wrong."""
-    begin_s = time.time()
-    here = os.path.join(rig.HERE, "..")
-    status = subprocess.run([sys.executable, os.path.join(here, part.script), *part.arguments], cwd=here,
-                            stdin=subprocess.DEVNULL).returncode
-    try:
-        keep(part, begin_s)
-    except (RuntimeError, ValueError) as problem:
-        return "%s (status %d)" % (problem, status)
-    records.append(os.path.join(rig.BUILD, DONE), {"key": key_of(part), "status": status,
-                                                  "took_s": round(time.time() - begin_s)})
-    return "missed its bar (status %d)" % status if status else None
-
-
 def main():
     options = arguments()
     rig.leave_on_signals()
     os.makedirs(rig.BUILD, exist_ok=True)
-    done = [] if options.fresh else records.load(os.path.join(rig.BUILD, DONE))
-    todo = [part for part in options.parts if not is_done(part, done)]
+    every = suite.Suite("all")
+    todo = [part for part in options.parts if options.fresh or not every.done(part)]
     rig.say("%s\n%d of %d parts to do, about %.0f minutes" % (rig.machine_line(), len(todo), len(options.parts),
                                                             sum(part.minutes for part in todo)))
     if options.list:
         for part in todo:
             rig.say("  %-26s about %2.0f min  %s" % (part.name, part.minutes, part.command()))
         return 0
-    problems, why = {}, may_limit()
+    problems, why, begin_s = {}, suite.may_limit(), time.monotonic()
     for at, part in enumerate(todo):
-        rig.say("\n==> %d of %d: %s (about %.0f min; %.0f min for all that is left)\n    %s" % (
-            at + 1, len(todo), part.name, part.minutes, sum(p.minutes for p in todo[at:]), part.command()))
-        problem = why if part.limit and why else run(part)
+        rig.say("\n==> %d of %d: %s (about %.0f min; %.0f min for all that is left; %.0f min so far)\n    %s" % (
+            at + 1, len(todo), part.name, part.minutes, sum(p.minutes for p in todo[at:]),
+            (time.monotonic() - begin_s) / 60, part.command()))
+        problem = why if part.limit and why else every.run(part)
         if problem:
             problems[part.name] = problem
             rig.say("    %s: %s" % (part.name, problem))
-    return tell(problems)
+    return tell(every, problems)
 
 
-def tell(problems):
+def tell(every, problems):
     rig.say()
-    if os.path.isdir(DIRECTORY):
-        for file, problem in report.build([DIRECTORY], os.path.join(rig.BUILD, "..", "report")):
+    if os.path.isdir(every.directory):
+        for file, problem in report.build([every.directory], os.path.join(rig.BUILD, "..", "report")):
             problems["report of " + file] = problem
         rig.say("results: build/bench/all   report: build/report/index.html")
     for name, problem in problems.items():

@@ -1,13 +1,15 @@
 """The benches' engine: llama.cpp with a full cache, decoding without an end, one JSON line a step.
 
 Run by rig.py as a child process, inside a memory group. It loads its cache from a saved state rather than
-reading a prompt, so that it stands with a full cache after a second or two. Each line is one write(2), so a
-SIGKILL loses nothing that had happened before it. On standard input it takes the lines pause, resume, reload
+reading a prompt, so that it stands with a full cache after a second or two; or it reads a document (--document).
+Each line is one write(2), so a SIGKILL loses nothing that had happened before it. On standard input it takes the lines pause, resume, reload
 (the cache is filled from the state again), trim SHARE and restore (asked of psi_cache; stock does nothing, and says
-so all the same: then both have the same windows in their steps), stop.
+so all the same: then both have the same windows in their steps), ask FILE (reads the tokens in it behind what it
+has, answers, and takes both back), stop.
 """
 import argparse
 import ctypes
+import json
 import os
 import queue
 import sys
@@ -18,7 +20,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "demo"))
 import generate  # noqa: E402
 
-CACHE_TYPES = {"f16": 1, "q8_0": 8}  # ggml_type
+CACHE_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 8}  # ggml_type
+ANSWER_TOKENS = 8
 FIRST_TOKEN = 108  # decoding goes on from here; what it says does not matter
 
 
@@ -91,12 +94,12 @@ class Engine(generate.Engine):
 
 
 class Orders:
-    """pause, resume, reload, trim, restore and stop, one a line, from standard input. Its end is a stop, too."""
+    """pause, resume, reload, trim, restore, ask and stop, one a line, from standard input. Its end is a stop, too."""
 
     def __init__(self):
         self.stopped = threading.Event()
         self.reload = threading.Event()
-        self.moves = queue.SimpleQueue()  # trims and restores that were asked for
+        self.moves = queue.SimpleQueue()  # trims, restores and questions
         self.may_run = threading.Event()
         self.may_run.set()
         threading.Thread(target=self._read, daemon=True).start()
@@ -110,7 +113,7 @@ class Orders:
                 self.may_run.set()
             elif order == "reload":
                 self.reload.set()
-            elif order.startswith(("trim ", "restore")):
+            elif order.startswith(("trim ", "restore", "ask ")):
                 self.moves.put(order)
             elif order == "stop":
                 break
@@ -128,6 +131,31 @@ def read_prompt(engine, options, events):
         token = engine.best_token()
         events("prompt", done=at + options.prompt_piece, ms=round((time.monotonic() - begin_s) * 1e3, 3))
     return token
+
+
+def read_document(engine, path, events):
+    """The tokens in a file, in pieces of a batch."""
+    with open(path) as file:
+        tokens = json.load(file)
+    for at in range(0, len(tokens), generate.BATCH_TOKENS):
+        begin_s = time.monotonic()
+        generate.decode_or_wait(engine, tokens[at:at + generate.BATCH_TOKENS], events)
+        engine.best_token()  # waits for the computation
+        events("prompt", done=at + generate.BATCH_TOKENS, ms=round((time.monotonic() - begin_s) * 1e3, 3))
+    events("read", rss_anon_bytes=generate.rss_anon_bytes())
+
+
+def answer(engine, path, events):
+    """Reads a question behind what it has, answers greedily, and takes both back."""
+    with open(path) as file:
+        tokens = json.load(file)
+    begin, ids = engine.position, []
+    generate.decode_or_wait(engine, tokens, events)
+    for _ in range(ANSWER_TOKENS):
+        ids.append(engine.best_token())
+        generate.decode_or_wait(engine, ids[-1:], events)
+    engine.forget_from(begin)
+    events("answer", ids=ids, text="".join(map(engine.text, ids)))
 
 
 def move(order, events, psi_cache):
@@ -154,7 +182,12 @@ def decode_forever(engine, token, options, events, orders, psi_cache):
         if engine.position - begin_position + options.piece > options.span:
             engine.forget_from(begin_position)
         if not orders.moves.empty():
-            move(orders.moves.get(), events, psi_cache)
+            order = orders.moves.get()
+            if order.startswith("ask "):
+                engine.forget_from(begin_position)
+                answer(engine, order[4:], events)
+            else:
+                move(order, events, psi_cache)
         begin_s = time.monotonic()
         generate.decode_or_wait(engine, [token] * options.piece, events)
         token = engine.best_token()
@@ -178,8 +211,9 @@ def arguments():
     parser.add_argument("--model", required=True)
     parser.add_argument("--weights", choices=("mapped", "locked", "unreclaimable"), default="locked")
     parser.add_argument("--context", type=int, default=32768)
-    parser.add_argument("--state", required=True)
-    parser.add_argument("--state-tokens", type=int, required=True)
+    parser.add_argument("--state", help="the cache is loaded from it")
+    parser.add_argument("--state-tokens", type=int)
+    parser.add_argument("--document", help="a file of tokens that is read in a state's place")
     parser.add_argument("--make-state", action="store_true", help="read a prompt, save the state, end")
     parser.add_argument("--span", type=int, default=1024, help="tokens decoded before they are taken back")
     parser.add_argument("--piece", type=int, default=1, help="tokens in a step, as a prompt's piece has (at most 512)")
@@ -206,11 +240,14 @@ def main():
     if options.make_state:
         engine.make_state(generate.prompt_tokens(engine, options.state_tokens, 1), options.state)
         os._exit(0)
-    engine.load_state(options.state, options.state_tokens)
+    if options.state:
+        engine.load_state(options.state, options.state_tokens)
     events("loaded", rss_anon_bytes=generate.rss_anon_bytes(), stats=psi_cache.stats() if psi_cache else None)
     if psi_cache is not None and options.stats_ms:
         threading.Thread(target=report_stats, args=(psi_cache, events, orders.stopped, options.stats_ms / 1e3),
                          daemon=True).start()
+    if options.document:
+        read_document(engine, options.document, events)
     token = read_prompt(engine, options, events) if options.prompt_tokens else FIRST_TOKEN
     decode_forever(engine, token, options, events, orders, psi_cache)
     events("done", stats=psi_cache.stats() if psi_cache else None)

@@ -24,12 +24,16 @@ SPAN_TOKENS = 768      # most tokens that an answer may have
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """mode: as in rig.MODES. fits: has the smaller context. pressed: has a spike in its runs."""
+    """mode: as in rig.MODES. fits: has the smaller context. pressed: has a spike in its runs. rival: what stands beside it
+    (bench/oom_rivals.py): "restart", "earlyoom" (its rule, and a restart) or "zram". other: one of what people use
+    instead, which the short form leaves out."""
     name: str
     mode: str
     cache_type: str = "f16"
     fits: bool = False
     pressed: bool = True
+    rival: str = ""
+    other: bool = False
 
     def reference(self):
         """Which unpressed runs of stock have the tokens that this side should have."""
@@ -38,7 +42,10 @@ class Side:
 
 SIDES = (Side("stock-static", "stock"), Side("ours-auto", "auto"), Side("stock-smaller", "stock", fits=True),
          Side("stock-quantised", "stock", cache_type="q8_0"), Side("ours-avg10", "avg10"),
-         Side("stock-unpressed", "stock", pressed=False), Side("ours-unpressed", "auto", pressed=False))
+         Side("stock-unpressed", "stock", pressed=False), Side("ours-unpressed", "auto", pressed=False),
+         Side("stock-q4", "stock", cache_type="q4_0", other=True), Side("stock-zram", "stock", rival="zram", other=True),
+         Side("stock-restarted", "stock", rival="restart", other=True),
+         Side("stock-earlyoom-rule", "stock", rival="earlyoom", other=True))
 MAIN = ("stock-static", "ours-auto")  # these have all the runs
 
 

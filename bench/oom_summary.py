@@ -42,6 +42,11 @@ def row(name, runs):
                                                     BOOTSTRAP_DRAWS)
     side["step_worst_ms"], side["steps"] = max(flat, default=None), len(flat)
     side["quality"] = quality(runs)
+    again = [run["again"] for run in runs if run.get("again")]
+    if again:  # killed, and started again: how long until it went on, and how often it had to be started
+        waited = [each["again_s"] for each in again if each["again_s"] is not None]
+        side |= {"again_p50_s": figures.quantile(waited, 0.5), "again_worst_s": max(waited, default=None),
+                 "again_runs": len(again), "again_starts": sum(each["starts"] for each in again)}
     return side
 
 
@@ -90,14 +95,19 @@ def number(value, form="%.0f", scale=1):
 
 
 def table(result):
-    lines = ["%-16s %6s %6s %-12s %9s %9s %8s %8s %9s %7s %10s %9s" % (
+    lines = ["%-19s %6s %6s %-12s %9s %9s %8s %8s %9s %7s %10s %9s" % (
         "side", "runs", "kills", "95 %", "peak MiB", "mean MiB", "p50 ms", "p99 ms", "worst ms", "tokens", "unpressed",
         "as stock")]
     for s in result["sides"]:
         q = s["quality"]
-        lines.append("%-16s %6d %6d %-12s %9s %9s %8s %8s %9s %7s %10s %9s" % (
+        lines.append("%-19s %6d %6d %-12s %9s %9s %8s %8s %9s %7s %10s %9s" % (
             s["name"], s["runs"], s["kills"] + s["failed"], "%.2f to %.2f" % tuple(s["kills_share_interval"]),
             number(s["peak_bytes"], scale=MIB), number(s["mean_bytes"], scale=MIB), number(s["step_p50_ms"], "%.1f"),
             number(s["step_p99_ms"], "%.1f"), number(s["step_worst_ms"]), number(s["tokens"]),
             "%d of %d" % (q["as_unpressed_runs"], q["judged_runs"]), number(q["tokens_as_stock_share"], "%.2f")))
+    for s in result["sides"]:
+        if "again_runs" in s:
+            lines.append("%s: after a kill %s s (median; worst %s) until the next token, %d starts in %d runs" % (
+                s["name"], number(s["again_p50_s"], "%.1f"), number(s["again_worst_s"], "%.1f"), s["again_starts"],
+                s["again_runs"]))
     return "\n".join(lines)

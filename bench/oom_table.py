@@ -1,4 +1,4 @@
-"""The OOM table: one memory limit, spikes out of a seeded distribution, seven sides in turn: who is killed, what
+"""The OOM table: one memory limit, spikes out of a seeded distribution, all sides in turn: who is killed, what
 memory it holds, how long its steps take, and whether its tokens are those of a run without a spike.
 
     .venv/bin/python bench/oom_table.py                  # 1,000 runs of two sides, 200 of the others; hours
@@ -11,11 +11,13 @@ build/bench/oom_table.json. Bar: no kill of ours-auto, some of stock-static; end
 missing.
 """
 import argparse
+import contextlib
 import os
 import sys
 import time
 
 import oom_draw
+import oom_rivals
 import oom_summary
 import records
 import rig
@@ -33,8 +35,9 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1000, help="of %s and %s (default 1000)" % oom_draw.MAIN)
     parser.add_argument("--others", type=int, help="of each other side (default 200, or as many as --runs if less)")
-    parser.add_argument("--quick", action="store_true", help="20 runs of each side")
-    parser.add_argument("--sides", default=",".join(side.name for side in oom_draw.SIDES), help="default: all")
+    parser.add_argument("--quick", action="store_true", help="20 runs of each side, without what others use instead")
+    parser.add_argument("--sides", help="default: all; with --quick %s" % ",".join(
+        side.name for side in oom_draw.SIDES if not side.other))
     parser.add_argument("--seed", type=int, default=1, help="of the spikes (default 1)")
     parser.add_argument("--context", type=int, default=rig.CONTEXT_TOKENS, metavar="TOKENS")
     parser.add_argument("--fill", type=int, default=8192, metavar="TOKENS", help="in the cache at the start (8192)")
@@ -42,14 +45,16 @@ def arguments():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the engine")
     parser.add_argument("--reference-tokens", type=int, default=400, help="of an unpressed run, to compare with (400)")
     parser.add_argument("--run-limit", type=float, default=60, metavar="S",
-                        help="until the spike, and from its end on: a run that takes longer is ended (default 60)")
+                        help="without a step: then the run is ended (default 60). On a busy machine a step of a prompt's 64 "
+                        "tokens takes seconds, more with a quantised cache")
     parser.add_argument("--report", action="store_true", help="run nothing: table and JSON of what there is")
     options = parser.parse_args()
     if options.quick:
         options.runs = 20
     options.others = min(options.runs, 200 if options.others is None else options.others)
     known = {side.name: side for side in oom_draw.SIDES}
-    chosen = [name for name in options.sides.split(",") if name]
+    usual = [side.name for side in oom_draw.SIDES if not (options.quick and side.other)]
+    chosen = usual if options.sides is None else [name for name in options.sides.split(",") if name]
     if options.runs < 1 or not chosen or any(name not in known for name in chosen):
         parser.error("needs --runs of 1 or more and --sides of %s" % ", ".join(known))
     options.sides = [known[name] for name in chosen]
@@ -123,53 +128,65 @@ def references(options, plan, runs):
 def run_once(side, number, plan, options, expected):
     drawn = oom_draw.spike(options.seed, number, plan.most_bytes)
     begin_s = time.monotonic()
-    with rig.Stage(plan.limit_bytes) as stage:
+    with contextlib.ExitStack() as stack:
+        zram = stack.enter_context(oom_rivals.Zram()) if side.rival == "zram" else None
+        stage = stack.enter_context(rig.Stage(plan.limit_bytes))
+        if zram:
+            zram.charge(stage.group)
         engine = engine_of(stage, side, plan, options, drawn.prompt)
-        if not wait(lambda: any(event["event"] == "loaded" for event in list(engine.events)), engine, options.run_limit):
+        if not engine.wait_for(lambda: engine.of("loaded"), options.run_limit):
             raise RuntimeError("the engine did not load its cache: " + engine.said()[-1000:])
         ready_s = time.monotonic()
-        sampler = stage.sampler(engine, SAMPLE_US, most_s=300)
+        sampler = stage.sampler(engine, SAMPLE_US, most_s=900)
+        rule = oom_rivals.EarlyoomRule(stage, engine) if side.rival == "earlyoom" else None
         spike, in_time = play(stage, engine, side, drawn, options)
+        again = start_again(stage, engine, side, plan, options) if side.rival in ("restart", "earlyoom") else None
+        end_spike(engine, spike)
         stage.settle()
         kills, as_said = stage.kills(), not engine.alive() or rig.weights_are_as_said(stage, engine)
+        if rule:
+            rule.stop()
+            kills["rule"] = int(rule.fired_s is not None)
+        if zram:
+            zram.settle()
         end_s = time.monotonic()
         samples = [sample for sample in sampler.stop() if sample[2] > 0]
         if engine.alive():
             engine.stop()
         return record_of(side, number, plan, options, drawn, engine, spike, kills, samples, expected, {
             "ready_s": ready_s, "end_s": end_s, "wall_s": round(end_s - begin_s, 2), "in_time": in_time,
-            "weights_as_said": as_said})
-
-
-def wait(condition, engine, most_s):
-    """False when the engine ended first, or it took longer."""
-    deadline = time.monotonic() + most_s
-    while not condition():
-        if not engine.alive() or time.monotonic() > deadline:
-            return False
-        time.sleep(0.002)
-    return True
+            "weights_as_said": as_said, "again": again, "zram_bytes": zram.most_bytes if zram else None})
 
 
 def play(stage, engine, side, drawn, options):
     """The spike at its moment, and until it and the least number of tokens are done. (spike or None, in time). A run
     that does not come to its spike says nothing of the side: RuntimeError."""
-    def progress():
-        return len(engine.prompt) + len(engine.steps)
-    if not wait(lambda: progress() >= drawn.moment, engine, options.run_limit):
-        raise RuntimeError("no spike after %.0f s (--run-limit): the engine %s" % (
-            options.run_limit, "is slow, the machine busy?" if engine.alive() else "ended: " + engine.said()[-1000:]))
+    if not engine.wait_for(lambda: engine.progress() >= drawn.moment, options.run_limit):
+        raise RuntimeError("no spike after %d steps of %d: the engine %s" % (
+            engine.progress(), drawn.moment, "made none for %.0f s (--run-limit)" % options.run_limit
+            if engine.alive() else "ended: " + engine.said()[-1000:]))
     spike, spike_s = None, 0.0
     if side.pressed:
         spike_s = drawn.size_bytes / drawn.bytes_per_s + HOLD_S
         spike = stage.spike(drawn.size_bytes, drawn.bytes_per_s, hold_s=HOLD_S)
-    in_time = wait(lambda: (spike is None or spike.process.poll() is not None)
-                   and len(engine.steps) >= TOKENS_LEAST, engine, spike_s + options.run_limit)
+    in_time = engine.wait_for(lambda: (spike is None or spike.process.poll() is not None)
+                              and len(engine.steps) >= TOKENS_LEAST, spike_s + options.run_limit)
     if in_time:
         time.sleep(AFTER_S)
+    return spike, in_time or not engine.alive()
+
+
+def end_spike(engine, spike):
+    """One that nobody lives to see."""
     if not engine.alive() and spike is not None and spike.process.poll() is None:
         spike.end()
-    return spike, in_time or not engine.alive()
+
+
+def start_again(stage, engine, side, plan, options):
+    """What a supervisor does after a kill, and how long it is until the next token; None where none was needed."""
+    if engine.alive():
+        return None
+    return oom_rivals.answer_again(stage, side, plan, options, plan.fill_of(side) + oom_draw.PROMPT_TOKENS, time.monotonic())
 
 
 def record_of(side, number, plan, options, drawn, engine, spike, kills, samples, expected, timing):
@@ -177,12 +194,13 @@ def record_of(side, number, plan, options, drawn, engine, spike, kills, samples,
     zero_s, weights_bytes = timing["ready_s"], os.path.getsize(rig.model_file())
     held = [anon + weights_bytes for _, _, anon in samples]
     ids = engine.ids[:]
-    failed = kills["count"] == 0 and (not timing["in_time"] or not engine.ended_well())
+    killed = kills["count"] > 0 or kills.get("rule", 0) > 0
+    failed = not killed and (not timing["in_time"] or not engine.ended_well())
     spike_s = [spike.begin_s, spike.full_s, spike.end_s] if spike is not None else [None] * 3
     return {"setting": setting(options), "seed": options.seed, "side": side.name, "number": number,
             "build": build_of(side), "limit_bytes": plan.limit_bytes, "most_bytes": plan.most_bytes,
             "context_tokens": plan.context_of(side), "fill_tokens": plan.fill_of(side),
-            "spike": vars(drawn) if side.pressed else None, "killed": kills["count"] > 0, "kills": kills,
+            "spike": vars(drawn) if side.pressed else None, "killed": killed, "kills": kills,
             "failed": failed, "said": engine.said()[-600:] if failed else "", "refused": engine.refused,
             "peak_bytes": max(held, default=None), "mean_bytes": sum(held) // len(held) if held else None,
             "group_peak_bytes": max((usage for _, usage, _ in samples), default=None),
@@ -190,6 +208,7 @@ def record_of(side, number, plan, options, drawn, engine, spike, kills, samples,
             "spike_s": [at and round(at - zero_s, 4) for at in spike_s],
             "prompt_ms": [[round(at - zero_s, 4), ms] for at, ms in engine.prompt],
             "steps_ms": [[round(at - zero_s, 4), ms] for at, ms in list(engine.steps)],
+            "again": timing["again"], "zram_bytes": timing["zram_bytes"],
             "memory": thin(samples, zero_s), "trims": engine.last_stats().get("trims"),
             "wall_s": timing["wall_s"], "weights_as_said": timing["weights_as_said"],
             "date": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -218,12 +237,13 @@ def thin(samples, zero_s):
 
 # ---- the harness -------------------------------------------------------------------------------------
 
-def load_runs(options, plan):
+def load_runs(options, plan, only=None):
     """The runs that count, one of each side and number."""
     wanted, builds = setting(options), {side.name: build_of(side) for side in options.sides}
 
     def counts(record):
         return (record["setting"] == wanted and record["seed"] == options.seed
+                and (only is None or record["side"] == only.name)
                 and record["limit_bytes"] == plan.limit_bytes and builds.get(record["side"]) == record["build"])
     return list({(r["side"], r["number"]): r for r in records.load(path_of(RECORDS), counts)}.values())
 
@@ -251,7 +271,7 @@ def run_all(options, plan):
     for at, (side, number) in enumerate(missing):
         try:
             record = run_once(side, number, plan, options, expected)
-        except RuntimeError as error:  # an engine that does not come up is no result, and no reason to stop
+        except RuntimeError as error:  # an engine that does not come up, or no zram, is no result, and no reason to stop
             rig.say("  %s %d does not count, and is done again at the next start: %s" % (side.name, number, error))
             continue
         if not record["weights_as_said"]:
@@ -283,6 +303,17 @@ def report(options, plan):
     return 0 if not missing and kills.get("ours-auto", 0) == 0 and kills.get("stock-static", 1) > 0 else 1
 
 
+def leave_out(options):
+    """Without the sides that cannot be had here."""
+    if any(side.rival == "zram" for side in options.sides) and not options.report:
+        try:
+            with oom_rivals.Zram():
+                pass
+        except oom_rivals.NoZram as error:
+            rig.say("  stock-zram is left out: %s" % error)
+            options.sides = [side for side in options.sides if side.rival != "zram"]
+
+
 def main():
     options = arguments()
     rig.leave_on_signals()
@@ -295,11 +326,14 @@ def main():
     except ValueError as error:
         sys.exit(str(error))
     rig.say(rig.machine_line())
+    leave_out(options)
     rig.say("  limit %s (stock needs %s), spikes %s to %s; the smaller context has %d tokens" % (
         *map(rig.demo.mib, (plan.limit_bytes, plan.stock_bytes, oom_draw.SPIKE_LEAST_BYTES, plan.most_bytes)),
         plan.smaller_tokens))
     if not options.report:
         run_all(options, plan)
+    else:
+        options.sides = [side for side in options.sides if load_runs(options, plan, side)]
     return report(options, plan)
 
 

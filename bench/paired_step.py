@@ -118,6 +118,8 @@ def take_turns(base, other, turns, tokens):
             side.go(tokens)
         if sys.stderr.isatty():
             sys.stderr.write("\r%d of %d turns" % (turn + 1, turns))
+        elif (turn + 1) % 10 == 0:
+            print("  %d of %d turns" % (turn + 1, turns), flush=True)
     if sys.stderr.isatty():
         sys.stderr.write("\r\033[K")
 
@@ -144,6 +146,7 @@ def main():
     sides = []
     try:
         for mode in options.sides:
+            print("  %s: reading a prompt of %d tokens ..." % (mode, options.prompt_tokens), flush=True)
             sides.append(Side(mode, options))
         take_turns(sides[0], sides[1], options.turns, options.tokens)
     finally:

@@ -3,12 +3,17 @@
     .venv/bin/python bench/random_model.py build/bench/7b-shape.gguf            # 3 layers of Llama 2 7B: 490 MB
     .venv/bin/python bench/random_model.py tiny.gguf --embedding 256 --ffn 512 --heads 4 --kv-heads 4 --vocabulary 512
 
-Needs the Python package gguf (pip install gguf). It says nothing that makes sense, at the speed of a model that does.
+It says nothing that makes sense, at the speed of a model that does, in the memory of a model that does.
 """
 import argparse
 import os
+import struct
 
 import numpy
+
+ALIGNMENT = 32
+F32, Q4_0 = 0, 2  # ggml_type
+MOSTLY_Q4_0 = 2   # llama_ftype
 
 
 def arguments(words=None):
@@ -31,51 +36,59 @@ def q4_0(random, rows, columns):
     scales = (0.3 / numpy.sqrt(columns) * random.uniform(0.5, 1, (rows, columns // 32, 1))
               * random.choice((-1, 1), (rows, columns // 32, 1))).astype(numpy.float16)
     blocks[:, :, :2] = scales.view(numpy.uint8)
-    return blocks.reshape(rows, columns // 32 * 18)
+    return blocks
+
+
+def shapes(options):
+    """{tensor: (rows, columns)}, rows 0 for a norm's vector; in the order of the file."""
+    wide, narrow = options.embedding, options.embedding // options.heads * options.kv_heads
+    found = {"token_embd.weight": (options.vocabulary, wide), "output.weight": (options.vocabulary, wide),
+             "output_norm.weight": (0, wide)}
+    for layer in range(options.layers):
+        for name, rows, columns in (("attn_norm", 0, wide), ("ffn_norm", 0, wide), ("attn_q", wide, wide),
+                                    ("attn_k", narrow, wide), ("attn_v", narrow, wide), ("attn_output", wide, wide),
+                                    ("ffn_gate", options.ffn, wide), ("ffn_up", options.ffn, wide),
+                                    ("ffn_down", wide, options.ffn)):
+            found["blk.%d.%s.weight" % (layer, name)] = rows, columns
+    return found
+
+
+def size_of(rows, columns):
+    return rows * columns // 32 * 18 if rows else columns * 4
+
+
+def weights_bytes(options):
+    return sum(size_of(*shape) for shape in shapes(options).values())
+
+
+def header(options):
+    """As gguf has it: strings are type 8, whole numbers 4, floats 6."""
+    def text(words):
+        return struct.pack("<Q", len(words)) + words.encode()
+    numbers = {"context_length": options.context, "embedding_length": options.embedding, "block_count": options.layers,
+               "feed_forward_length": options.ffn, "attention.head_count": options.heads,
+               "attention.head_count_kv": options.kv_heads, "rope.dimension_count": options.embedding // options.heads,
+               "vocab_size": options.vocabulary}
+    entries = [text("general.architecture") + struct.pack("<I", 8) + text("llama"),
+               text("tokenizer.ggml.model") + struct.pack("<I", 8) + text("no_vocab"),
+               text("general.file_type") + struct.pack("<II", 4, MOSTLY_Q4_0),
+               text("llama.attention.layer_norm_rms_epsilon") + struct.pack("<If", 6, 1e-5)]
+    entries += [text("llama." + name) + struct.pack("<II", 4, value) for name, value in numbers.items()]
+    tensors, offset = [], 0
+    for name, (rows, columns) in shapes(options).items():
+        dims = (columns, rows) if rows else (columns,)
+        tensors.append(text(name) + struct.pack("<I%dQIQ" % len(dims), len(dims), *dims, Q4_0 if rows else F32, offset))
+        offset += -(-size_of(rows, columns) // ALIGNMENT) * ALIGNMENT
+    return struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(entries)) + b"".join(entries + tensors)
 
 
 def make(options):
-    import gguf
-
     random = numpy.random.default_rng(1)
-    writer = gguf.GGUFWriter(options.path + ".new", "llama")
-    writer.add_context_length(options.context)
-    writer.add_embedding_length(options.embedding)
-    writer.add_block_count(options.layers)
-    writer.add_feed_forward_length(options.ffn)
-    writer.add_head_count(options.heads)
-    writer.add_head_count_kv(options.kv_heads)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(options.embedding // options.heads)
-    writer.add_vocab_size(options.vocabulary)
-    writer.add_tokenizer_model("no_vocab")
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
-
-    def matrix(name, rows, columns):
-        writer.add_tensor(name, q4_0(random, rows, columns), raw_dtype=gguf.GGMLQuantizationType.Q4_0)
-
-    def norm(name):
-        writer.add_tensor(name, numpy.ones(options.embedding, dtype=numpy.float32))
-
-    wide, narrow = options.embedding, options.embedding // options.heads * options.kv_heads
-    matrix("token_embd.weight", options.vocabulary, wide)
-    matrix("output.weight", options.vocabulary, wide)
-    norm("output_norm.weight")
-    for layer in range(options.layers):
-        block = "blk.%d." % layer
-        norm(block + "attn_norm.weight")
-        norm(block + "ffn_norm.weight")
-        matrix(block + "attn_q.weight", wide, wide)
-        matrix(block + "attn_k.weight", narrow, wide)
-        matrix(block + "attn_v.weight", narrow, wide)
-        matrix(block + "attn_output.weight", wide, wide)
-        matrix(block + "ffn_gate.weight", options.ffn, wide)
-        matrix(block + "ffn_up.weight", options.ffn, wide)
-        matrix(block + "ffn_down.weight", wide, options.ffn)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    with open(options.path + ".new", "wb") as file:
+        file.write(header(options))
+        for rows, columns in shapes(options).values():
+            file.write(b"\0" * (-file.tell() % ALIGNMENT))
+            file.write((q4_0(random, rows, columns) if rows else numpy.ones(columns, numpy.float32)).tobytes())
     os.replace(options.path + ".new", options.path)
 
 

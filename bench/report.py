@@ -2,6 +2,7 @@
 
     .venv/bin/python bench/report.py                                # bench/results -> build/report
     .venv/bin/python bench/report.py bench/results build/bench/all  # of several directories; the last file of a name counts
+    .venv/bin/python bench/report.py psi-cache-device-x.json        # what bench/device.py left
 
 Writes build/report/index.html, which needs no other file, and the pictures beside it as PNG. What a result file holds
 is shown, not judged. Kinds of results: bench/report_sections.py; a .txt is shown as it is. Ends with 1 when a file could
@@ -38,9 +39,12 @@ def read(path):
 
 
 def collect(directories):
-    """{file name: path}; of two with one name the one named last."""
+    """{file name: path} of what is named, directories and files; of two with one name the one named last."""
     found = {}
     for directory in directories:
+        if os.path.isfile(directory):
+            found[os.path.basename(directory)] = directory
+            continue
         if not os.path.isdir(directory):
             sys.exit("no directory of results: %s (make bench makes build/bench/all, a clone has bench/results)" % directory)
         for name in sorted(os.listdir(directory)):
@@ -95,6 +99,13 @@ def shown(name, section, directory):
         html.escape(section.command), html.escape(machine_text(section.machine)), html.escape(name))
 
 
+def with_parts(name, value):
+    """[(name, value)]: a board's file holds results of several benches; else what it is."""
+    if not isinstance(value, dict) or "board" not in value:
+        return [(name, value)]
+    return [(name, value)] + [("%s-%s" % (part["name"], name), part["result"]) for part in value["parts"] if part.get("result")]
+
+
 def page(parts):
     """parts: [(title, name, html)]"""
     contents = "".join('<li><a href="#%s">%s</a></li>' % (name, html.escape(title)) for title, name, _ in parts)
@@ -116,11 +127,12 @@ def build(directories, directory):
             if isinstance(value, str):
                 texts.append((name, name, '<h2 id="%s">%s</h2><pre>%s</pre>' % (name, name, html.escape(value))))
                 continue
-            found = report_sections.section_of(name, value)
-            if found is None:
-                raise ValueError("no kind of result of this name in bench/report_sections.py")
-            at, section = found
-            parts.append((at, section.title, name, shown(name, section, directory)))
+            for part, held in with_parts(name, value):
+                found = report_sections.section_of(part, held)
+                if found is None:
+                    raise ValueError("no kind of result of this name in bench/report_sections.py")
+                at, section = found
+                parts.append((at, section.title, part, shown(part, section, directory)))
         except (ValueError, KeyError, TypeError, IndexError) as error:
             problems.append((file, "%s: %s" % (type(error).__name__, error)))
     parts.sort(key=lambda part: (part[0], part[2]))

@@ -3,6 +3,7 @@ beginning of the file's name; each takes what the file holds and returns a Secti
 import dataclasses
 import statistics
 
+import board
 import quality
 
 MIB = 1024 * 1024
@@ -64,7 +65,7 @@ def oom_table(result):
             number(s["peak_bytes"], "%.0f", MIB), number(s["mean_bytes"], "%.0f", MIB), number(s["step_p50_ms"]),
             number(s["step_p99_ms"]), number(s["step_worst_ms"], "%.0f"), number(s["tokens"], "%.0f"),
             "%d of %d" % (q["as_unpressed_runs"], q["judged_runs"]), number(q["tokens_as_stock_share"], "%.2f"),
-            s["context_tokens"]])
+            s["context_tokens"], number(s.get("again_p50_s"))])
 
     def draw(figure):
         kills, memory, steps = figure.subplots(1, 3)
@@ -107,7 +108,8 @@ def oom_table(result):
         says += " %d of the runs that were asked for are missing." % result["missing_runs"]
     return Section("Killed, in one limit under the same spikes", says,
                    ["side", "runs", "killed", "failed", "peak MiB", "mean MiB", "p50 ms", "p99 ms", "worst ms", "tokens",
-                    "all tokens as unpressed", "tokens as whole 16-bit cache", "context"], rows, draw, (11, 3.6))
+                    "all tokens as unpressed", "tokens as whole 16-bit cache", "context", "answers again after s"],
+                   rows, draw, (11, 1.2 + 0.35 * len(sides)))
 
 
 # ---- latency and scale -------------------------------------------------------------------------------
@@ -155,7 +157,8 @@ def scale(result):
                   number(row["memory_mb_s"], "%.0f"), number(row["trim_share"], "%.2f"),
                   number(row["trim_cpu_share"], "%.2f"), number(row["restore_mb_s"], "%.0f"),
                   number(row["disk_mb_s"], "%.0f"),
-                  number(row["restore_share"], "%.2f")] for row in result["bandwidth"]]
+                  number(row["restore_share"], "%.2f"), *(number(row.get(key), "%.0f") for key in (
+                      "disk_pieces_mb_s", "fresh_mb_s", "one_by_one_mb_s"))] for row in result["bandwidth"]]
     cost = [["{:,}".format(row["cells"]), row["blocks"], *(number(row[key], "%.1f") for key in (
         "step_p50_us", "step_p99_us", "decide_p50_us", "decide_worst_us"))] for row in result["cost"]]
 
@@ -166,12 +169,16 @@ def scale(result):
             bars = left.bar([x + i * width for x in range(2)], [row["trim_share"], row["restore_share"]], width * 0.95,
                             color=COLOURS["ours"], alpha=1 - 0.3 * i,
                             label="blocks of %d KiB" % (row["block_bytes"] // 1024))
+            if row.get("one_by_one_mb_s"):  # results from before it was measured have it not
+                share = row["one_by_one_mb_s"] / row["disk_mb_s"]
+                left.plot([1 + (i - 0.5) * width, 1 + (i + 0.5) * width], [share] * 2, color=COLOURS["stock"], linewidth=2,
+                          label=None if i else "the disk in pieces of a block, then fresh pages")
             left.bar_label(bars, ["%.0f MB/s" % row[key] for key in ("trim_mb_s", "restore_mb_s")], fontsize=8, padding=2)
         left.axhline(result["bar"], color=COLOURS["other"], linestyle=":", label="bar")
         left.set_xticks([x + 0.4 - width / 2 for x in range(2)], ["trim / memory's limit", "restore / disk's limit"])
         left.set_ylabel("share of what can be done")
-        left.margins(y=0.15)
-        left.legend(fontsize=8, frameon=False)
+        left.set_ylim(0, 1.5 * left.get_ylim()[1])  # room for the legend above the bars
+        left.legend(fontsize=8, frameon=False, loc="upper right")
         cells = [row["cells"] for row in result["cost"]]
         right.plot(cells, [row["step_p50_us"] for row in result["cost"]], "o-", color=COLOURS["ours"],
                    label="a safe point with nothing to do, p50")
@@ -191,9 +198,50 @@ def scale(result):
     return Section("Bandwidth of trim and restore, and cost against size", "Without an engine, through the C interface; "
                    "the limits of memory and disk are measured in the same run, in turn.",
                    ["blocks", "KiB a block", "trim MB/s", "memory's MB/s", "share", "share of processor time",
-                    "restore MB/s", "disk's MB/s", "share"], rows, draw, (9, 3.4), more=[
+                    "restore MB/s", "disk's MB/s", "share", "disk in pieces of a block", "fresh pages", "both in turn"], rows, draw, (9, 3.4), more=[
                         (["cells", "blocks", "safe point, p50 us", "p99 us", "one that trims a tenth, p50 us", "worst us"],
                          cost)])
+
+
+# ---- context in the same memory ------------------------------------------------------------------------
+
+def context(result):
+    key, rows, more = result["key"], [], []
+    if key:
+        rows = [[row["side"], row["context_tokens"], row["runs"], row["killed"], row["found_in_spike"], row["found_after"],
+                 number(row["resident_in_spike_bytes"], "%.0f", MIB)] for row in key["rows"]]
+    words = {True: "killed", False: "alive"}
+    for each in result["boards"]:
+        for run in each["runs"]:
+            more.append([each["device"], "%s, %d of %d layers" % (each["model"], each["layers_run"], each["layers"]),
+                         run["side"], run["context_tokens"], words[run["killed"]] if not run["failed"] else "failed",
+                         number(run["limit_bytes"], "%.0f", MIB), number(run["spike_bytes"], "%.0f", MIB),
+                         number(run["resident_bytes"].get("spike"), "%.0f", MIB)])
+    tables = [(["board", "model (random weights)", "side", "context", "", "limit MiB", "spike MiB", "of the cache in memory, MiB"],
+               more)] if more else []
+    tables += [([each["arithmetic"][0]], [[line] for line in each["arithmetic"][1:]]) for each in result["boards"]]
+
+    def draw(figure):
+        axis = figure.subplots()
+        for y, row in enumerate(key["rows"]):
+            lost = row["killed"] or row["found_in_spike"] < row["runs"]
+            axis.barh(y, row["context_tokens"], color=COLOURS["light"] if lost else colour(row["side"]))
+            axis.text(row["context_tokens"], y, "  killed %d of %d" % (row["killed"], row["runs"]) if row["killed"] else
+                      "  key found %d of %d" % (row["found_in_spike"], row["runs"]), va="center", fontsize=8)
+        axis.set_yticks(range(len(key["rows"])), ["%s, %d" % (row["side"], row["context_tokens"]) for row in key["rows"]])
+        axis.set_xlim(right=1.25 * max(row["context_tokens"] for row in key["rows"]))
+        axis.set_xlabel("tokens of context (dark: never killed, and the key found each time while the spike was there)")
+        axis.invert_yaxis()
+        axis.spines[["top", "right"]].set_visible(False)
+
+    says = "A pass key in a document that fills the context; the question comes while the spike holds. " if key else ""
+    if key:
+        says += "Limit %.0f MiB, spike %.0f MiB: stock needs %.0f MiB with %d tokens. Longest: ours %d, stock %d tokens." % (
+            key["limit_bytes"] / MIB, key["spike_bytes"] / MIB, key["stock_bytes"] / MIB, min(
+                row["context_tokens"] for row in key["rows"]), key["longest_tokens"]["ours"], key["longest_tokens"]["stock"])
+    return Section("Context in the same memory", says, ["side", "context", "runs", "killed", "key found in the spike",
+                                                        "after it", "of the cache in memory in the spike, MiB"], rows,
+                   draw if key and key["rows"] else None, (8, 2.6), more=tables)
 
 
 # ---- results that were there before ------------------------------------------------------------------
@@ -422,6 +470,26 @@ def watcher_cost(result):
                    ["in", "limit", "of one processor", "wake-ups a second", "us a wake-up"], rows, draw, (8, 2.0))
 
 
+def cuda_pages(result):
+    rows = [[run["pieces"], number(run["give"]["p50_us"], "%.0f"), number(run["give"]["worst_us"], "%.0f"),
+             number(run["take"]["p50_us"], "%.0f"), number(run["take"]["worst_us"], "%.0f"),
+             number(run["freed_bytes"] / run["promised_bytes"], "%.3f"), run["changed_pieces"]] for run in result["runs"]]
+
+    def draw(figure):
+        axis = figure.subplots()
+        for what, key, hue in (("given back", "give_us", COLOURS["ours"]), ("taken again", "take_us", COLOURS["other"])):
+            axis.hist([us for run in result["runs"] for us in run[key]], bins=80, range=(0, 160), histtype="step",
+                      label=what, color=hue)
+        axis.set_xlabel("us a piece")
+        axis.legend(frameon=False, fontsize=8)
+        plain(axis)
+
+    return Section("Giving a GPU's memory back", "CUDA's calls alone, not used by us yet: %s, pieces of %d MiB, %d of them."
+                   % (result["gpu"], result["piece_bytes"] // MIB, result["pieces"]),
+                   ["pieces that went", "give, us", "worst", "take, us", "worst", "freed of promised", "others changed"],
+                   rows, draw, (8, 2.0))
+
+
 def quality_trials(trials):
     shown = [("fifo", "off"), ("attention", "off"), ("keys", "off"), ("auto", "off"), ("auto", "on")]
     tasks, shares = list(dict.fromkeys(trial["task"] for trial in trials)), (0.25, 0.5, 0.75, 0.9)
@@ -459,11 +527,30 @@ def quality_trials(trials):
                    ["task", "policy"] + ["%d %% evicted" % (100 * share) for share in shares], rows, draw, (10, 3.2))
 
 
+def device(result):
+    rows = [[what, words] for what, words in board.told(result["board"])]
+    rows.append(["warmest part, degrees", "%s before, %s after" % tuple(
+        number(value, "%.0f") for value in (result["board"]["warmth_c"], result["warmth_after_c"]))])
+    parts = [[part["name"], part.get("left_out") or ("not done" if part.get("result") is None else
+              "done in %d s" % part["took_s"] if part["status"] == 0 else "done in %d s, missed its bar" % part["took_s"]),
+              len(part.get("raw") or []) or "-"] for part in result["parts"]]
+    checks = [[check["state"], check["name"], check["detail"], check["cure"]] for check in (result["doctor"] or {}).get(
+        "checks", []) if check["state"] != "ok"]
+    more = [(["bench", "", "runs in the file"], parts)]
+    if checks:
+        more.append((["psi-cache doctor says", "of", "what", "cure"], checks))
+    return Section("A board: %s" % (result["board"]["board"] or result["machine"]["cpu"]),
+                   "What psi-cache bench device found and left in one file; its benches follow in their places.",
+                   ["", "this board"], rows, command="psi-cache bench device", machine=result["machine"], more=more)
+
+
 # In the order of the page: beginning of a file's name, section, what repeats it where the file does not say.
-KINDS = (("oom-table", oom_table, "make bench-oom-table"),
+KINDS = (("psi-cache-device", device, "psi-cache bench device"),
+         ("oom-table", oom_table, "make bench-oom-table"),
          ("spike-matrix", spike_matrix, "make bench-spike-matrix"),
          ("demo", demo, "make demo ARGS=\"--quick --runs 20\""),
          ("quality", quality_trials, "make bench-quality"),
+         ("context", context, "make bench-context"),
          ("latency", latency, "make bench-latency"),
          ("reaction", reaction, "make bench-reaction"),
          ("scale", scale, "make bench-scale"),
@@ -472,7 +559,8 @@ KINDS = (("oom-table", oom_table, "make bench-oom-table"),
          ("thrash", thrash, "make bench-thrash"),
          ("server-soak", server_soak, "make bench-server-soak"),
          ("neighbour", neighbour, "make bench-neighbour"),
-         ("watcher-cost", watcher_cost, "make bench-watcher-cost"))
+         ("watcher-cost", watcher_cost, "make bench-watcher-cost"),
+         ("cuda_pages", cuda_pages, "python3 bench/cuda_pages.py"))
 
 
 def section_of(name, value):
@@ -483,5 +571,7 @@ def section_of(name, value):
             from_file = value if isinstance(value, dict) else {}
             section.command = from_file.get("command") or command
             section.machine = from_file.get("machine")
+            if from_file.get("note") and from_file["note"] not in section.says:  # by hand, of a result that is kept
+                section.says += " " + from_file["note"]
             return at, section
     return None

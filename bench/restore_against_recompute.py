@@ -151,8 +151,8 @@ def measure(count, options):
     for turn in range(options.rounds):
         for mode, into in (("ours", ours), ("stock", stock)) if turn % 2 == 0 else (("stock", stock), ("ours", ours)):
             into.append(run(mode, count, options))
-        if sys.stderr.isatty():
-            sys.stderr.write("\r%d tokens: %d of %d rounds" % (count, turn + 1, options.rounds))
+        print("  %d tokens, %d of %d rounds: restored in %.1f ms, prefill %.0f ms" % (
+            count, turn + 1, options.rounds, ours[-1]["restore_us"] / 1000, stock[-1]["prefill_us"] / 1000), flush=True)
     prefill_us = statistics.median(each["prefill_us"] for each in stock)
     restore_us = statistics.median(each["restore_us"] for each in ours)
     answer_us = statistics.median(each["answer_us"] for each in ours)

@@ -5,7 +5,9 @@
 
 Without an engine, through the C interface. Bandwidth: blocks that have a copy in the store are trimmed (no byte is
 written) and read back; in turn with it, one madvise over as many bytes, and one plain read of as many bytes of a file in
-the same directory, past the page cache where the file system allows. Cost: a pool as a context of so many cells would
+the same directory, past the page cache where the file system allows, in pieces of 4 MiB: the disk's limit. Beside it, to
+tell where the time goes: the same read in pieces of a block (a disk needs as long for a small request as for a large one),
+and writing to as many fresh pages (the kernel takes and clears each). Cost: a pool as a context of so many cells would
 have it, 32 cells a block, each block of one page: a safe point with nothing to do while a step reads all blocks, and one
 that trims a tenth of them (dropped, no store): deciding, marking and giving back. Writes build/bench/scale.json.
 Bar: trim and restore at least half of what memory and the disk can do; ends with 1 otherwise.
@@ -121,6 +123,17 @@ def memory_took(length):
         return since(begin)
 
 
+def fresh_took(length):
+    """Writing to so many bytes of pages that are not there yet: the kernel takes and clears each."""
+    with mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        begin = now()
+        ctypes.memset(address, 1, length)
+        return since(begin)
+
+
 class File:
     """As many bytes in a file without a name, in the store's directory."""
 
@@ -137,13 +150,16 @@ class File:
             os.pwritev(self._descriptor, [self._piece], at)
         os.fsync(self._descriptor)
 
-    def read_mb_s(self):
+    def read_mb_s(self, piece_bytes=READ_PIECE_BYTES):
         if not self.direct:
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        piece = memoryview(self._piece)[:piece_bytes]
         begin_ns = time.perf_counter_ns()
-        for at in range(0, self._length, READ_PIECE_BYTES):
-            os.preadv(self._descriptor, [self._piece], at)
-        return self._length / ((time.perf_counter_ns() - begin_ns) / 1000)
+        for at in range(0, self._length - piece_bytes + 1, piece_bytes):
+            os.preadv(self._descriptor, [piece], at)
+        took_us = (time.perf_counter_ns() - begin_ns) / 1000
+        piece.release()
+        return self._length // piece_bytes * piece_bytes / took_us
 
     def close(self):
         os.close(self._descriptor)
@@ -153,8 +169,8 @@ def bandwidth(library, kib, options):
     blocks = options.mib * 1024 // kib
     pool, file = Pool(library, blocks, kib * 1024, "file", options.store_dir), File(options.store_dir,
                                                                                  options.mib * rig.MIB)
-    samples = {name: [] for name in ("trim_mb_s", "memory_mb_s", "restore_mb_s", "disk_mb_s", "trim_cpu_us",
-                                     "memory_cpu_us")}
+    samples = {name: [] for name in ("trim_mb_s", "memory_mb_s", "restore_mb_s", "disk_mb_s", "disk_pieces_mb_s", "fresh_mb_s",
+                                     "trim_cpu_us", "memory_cpu_us")}
     try:
         pool.write(kib * 1024)
         pool.step()
@@ -167,6 +183,8 @@ def bandwidth(library, kib, options):
                 samples[name + "_cpu_us"].append(took.cpu_us)
             samples["restore_mb_s"].append(moved_bytes / restore.us)
             samples["disk_mb_s"].append(file.read_mb_s())
+            samples["disk_pieces_mb_s"].append(file.read_mb_s(min(kib * 1024, READ_PIECE_BYTES)))
+            samples["fresh_mb_s"].append(moved_bytes / fresh_took(moved_bytes).us)
     finally:
         pool.close()
         file.close()
@@ -175,6 +193,8 @@ def bandwidth(library, kib, options):
     row["trim_share"] = row["trim_mb_s"] / row["memory_mb_s"]
     row["trim_cpu_share"] = row["memory_cpu_us"] / row["trim_cpu_us"]
     row["restore_share"] = row["restore_mb_s"] / row["disk_mb_s"]
+    # One after the other: a block is read, then its pages are taken.
+    row["one_by_one_mb_s"] = 1 / (1 / row["disk_pieces_mb_s"] + 1 / row["fresh_mb_s"])
     return row
 
 
@@ -229,9 +249,9 @@ def main():
         row = bandwidth(library, kib, options)
         bandwidths.append(row)
         rig.say("  blocks of %4d KiB: trim %6.0f MB/s (memory %6.0f: %.2f; of processor time %.2f), restore %5.0f MB/s "
-                "(disk %5.0f: %.2f)" % (
+                "(disk %5.0f: %.2f; in pieces of a block %.0f, fresh pages %.0f, one after the other %.0f)" % (
             kib, row["trim_mb_s"], row["memory_mb_s"], row["trim_share"], row["trim_cpu_share"], row["restore_mb_s"],
-            row["disk_mb_s"], row["restore_share"]))
+            row["disk_mb_s"], row["restore_share"], row["disk_pieces_mb_s"], row["fresh_mb_s"], row["one_by_one_mb_s"]))
     for cells in options.cells:
         row = cost(library, cells, options)
         costs.append(row)

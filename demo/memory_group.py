@@ -161,6 +161,18 @@ class MemoryGroup:
         else:
             _write(self.v2 + "/memory.max", limit_bytes)
 
+    def allow_swap(self, bytes_):
+        """So much of the group may go to swap, beside the limit of its memory."""
+        if self.v1 is not None:
+            _write(self.v1 + "/memory.memsw.limit_in_bytes", self.limit_bytes + bytes_)
+            _write(self.v1 + "/memory.swappiness", 100)
+        else:
+            _write(self.v2 + "/memory.swap.max", bytes_)
+
+    def lower_memory(self, bytes_):
+        """Of memory alone; what swap may have stays. OSError where the kernel cannot get so low now (v1)."""
+        _write(self.v1 + "/memory.limit_in_bytes" if self.v1 is not None else self.v2 + "/memory.max", bytes_)
+
     def _delegated_parent(self, mount):
         """Our own group, where it was handed to us. A v2 group with limits below it may hold no
         process itself, so this process moves one down first, and back at the end."""

@@ -22,7 +22,7 @@ typedef enum fake_disk_fault {
     FAKE_DISK_GONE,         /* all: EIO */
     FAKE_DISK_SHORT,        /* both: a page at a time, with EINTR between */
     FAKE_DISK_ENDS_EARLY,   /* reads: end of file */
-    FAKE_DISK_READ_FLIPS,   /* reads: one bit is another */
+    FAKE_DISK_READ_FLIPS,   /* reads: one bit of each 4 KiB is another */
     FAKE_DISK_WRITE_FLIPS,  /* writes: one bit lands as another, and the write is said to be done */
     FAKE_DISK_WRITE_LOST,   /* writes: said to be done, nothing lands */
     FAKE_DISK_WRITE_ASTRAY, /* writes: said to be done, land one record further */
@@ -163,8 +163,10 @@ static inline ssize_t fake_disk_real_read(int descriptor, void *bytes, size_t co
 
 static inline ssize_t fake_disk_read_flipped(int descriptor, void *bytes, size_t count, off_t offset) {
     ssize_t got = fake_disk_real_read(descriptor, bytes, count, offset);
-    if (got > 0) {
-        ((unsigned char *)bytes)[fake_disk_random() % (size_t)got] ^= (unsigned char)(1u << fake_disk_random() % 8);
+    for (ssize_t at = 0; at < got; at += 4096) { /* many records may come in one read: each is to be wrong */
+        size_t page = (size_t)(got - at < 4096 ? got - at : 4096);
+        ((unsigned char *)bytes)[(size_t)at + fake_disk_random() % page] ^=
+            (unsigned char)(1u << fake_disk_random() % 8);
         atomic_fetch_add(&fake_disk.failed, 1);
     }
     return got;

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "engine/llama/graph.h"
 #include "engine/llama/hooks.h"
@@ -33,6 +34,7 @@ typedef struct fake_llama {
     float query[F_MOST_STREAMS * F_MOST_ROWS * F_DIMS];
     bool quantised;    /* K is of a type that is quantised in groups of 32; its cells are not looked at */
     bool own_casts;    /* each layer has a cast of the mask of its own, made before the first layer */
+    uint32_t piece_us; /* what it costs to begin a piece of a graph */
     int stop_at_layer; /* the engine's abort: the layer that is not computed; negative: none */
     /* What happened. */
     bool written[F_MOST_STREAMS * F_CELLS];
@@ -155,6 +157,7 @@ static int fake_compute(void *sched, void *graph) {
             last++;
             need = fake->callback != NULL && fake->callback(&fake->nodes[last], true, fake->user);
         }
+        (void)usleep(fake->piece_us);
         for (int node = first; node <= last; node++) {
             if (fake->stop_at_layer >= 0 && node == NODES_BEFORE + 2 * fake->stop_at_layer) {
                 return STATUS_ABORTED;

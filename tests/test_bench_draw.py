@@ -10,6 +10,7 @@ pytest.importorskip("numpy")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "bench"))
 import figures  # noqa: E402
 import oom_draw  # noqa: E402
+import oom_rivals  # noqa: E402
 import oom_summary  # noqa: E402
 import records  # noqa: E402
 
@@ -66,7 +67,7 @@ def test_each_side_has_its_runs_spread_and_each_place_in_turn():
         next(side.name for side, number in wanted if number == n) for n in range(70) if n % 5 != 4)
     assert first == {"stock-static": 28, "ours-auto": 28}
     first = collections.Counter(next(side.name for side, at in wanted if at == n) for n in range(4, 1000, 5))
-    assert min(first.values()) >= 28 and len(first) == 7
+    assert min(first.values()) >= 17 and len(first) == len(oom_draw.SIDES)
 
 
 def test_what_is_done_is_not_done_again():
@@ -132,3 +133,19 @@ def test_ratios_need_both_sides():
     assert [side["name"] for side in both["sides"]] == ["stock-static", "ours-auto"]
     assert both["ratios"]["peak_ours_to_static"] == 0.5
     assert both["ratios"]["step_p50_ours_to_unpressed"] is None
+
+
+def test_earlyoom_looks_more_often_the_less_there_is_and_kills_in_two_steps():
+    total = 1000 * MIB
+    assert oom_rivals.earlyoom_signal(101 * MIB, total) is None
+    assert oom_rivals.earlyoom_signal(100 * MIB, total) == oom_rivals.signal.SIGTERM
+    assert oom_rivals.earlyoom_signal(50 * MIB, total) == oom_rivals.signal.SIGKILL
+    sleeps = [oom_rivals.earlyoom_sleep_s(mib * MIB, 10 * total) for mib in (100, 1000, 4000, 9000)]
+    assert sleeps == pytest.approx([0.1, 0.1, 0.5, 1.0])
+
+
+def test_a_server_that_is_started_again_says_how_long_that_took():
+    again = [{"starts": 1, "again_s": 40.0}, {"starts": 2, "again_s": 50.0}, {"starts": 1, "again_s": None}]
+    row = oom_summary.row("stock-restarted", [run(killed=True, again=each) for each in again] + [run(again=None)])
+    assert (row["again_runs"], row["again_starts"], row["again_worst_s"]) == (3, 4, 50)
+    assert "again_runs" not in oom_summary.row("stock-static", [run()])

@@ -4,6 +4,8 @@ import json
 import os
 import pathlib
 import random
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -11,12 +13,12 @@ import pytest
 pytest.importorskip("matplotlib")
 SOURCE = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(SOURCE / "bench"))
-import all as bench_all  # noqa: E402
 import latency  # noqa: E402
 import oom_draw  # noqa: E402
 import oom_summary  # noqa: E402
 import report  # noqa: E402
 import report_sections  # noqa: E402
+import suite  # noqa: E402
 
 
 def test_the_page_shows_each_committed_result_and_needs_no_other_file(tmp_path):
@@ -108,9 +110,8 @@ def test_turns_go_back_and_forth_and_are_not_done_twice():
 @pytest.fixture
 def part(tmp_path, monkeypatch):
     """A part whose bench is one line of Python, in a tree of its own."""
-    monkeypatch.setattr(bench_all, "DIRECTORY", str(tmp_path / "all"))
-    monkeypatch.setattr(bench_all.rig, "BUILD", str(tmp_path / "build" / "bench"))
-    monkeypatch.setattr(bench_all.rig, "library_build", lambda: "0123")
+    monkeypatch.setattr(suite.rig, "BUILD", str(tmp_path / "build" / "bench"))
+    monkeypatch.setattr(suite.rig, "library_build", lambda: "0123")
     (tmp_path / "build" / "bench").mkdir(parents=True)
     script = tmp_path / "bench.py"
 
@@ -118,27 +119,67 @@ def part(tmp_path, monkeypatch):
         script.write_text("import sys\nopen(%r, 'w').write(%r)\nsys.exit(int(sys.argv[1]))"
                           % (str(tmp_path / "build" / "x.json"), text))
     write('{"a": 1}')
-    make = lambda status: bench_all.Part("x", str(script), (str(status),), "x.json", 1)  # noqa: E731
-    return make, write, tmp_path
+    make = lambda status: suite.Part("x", str(script), (str(status),), "x.json", 1)  # noqa: E731
+    return suite.Suite("all"), make, write, tmp_path
 
 
 def test_a_part_that_is_done_is_not_done_again(part):
-    make, _, tmp_path = part
-    assert bench_all.run(make(0)) is None
-    done = bench_all.records.load(str(tmp_path / "build" / "bench" / bench_all.DONE))
-    assert bench_all.is_done(make(0), done)
-    assert not bench_all.is_done(make(1), done)  # another command
-    assert json.loads((tmp_path / "all" / "x.json").read_text()) == {"a": 1, "command": make(0).command()}
-    (tmp_path / "all" / "x.json").unlink()
-    assert not bench_all.is_done(make(0), done)
+    every, make, _, tmp_path = part
+    assert every.done(make(0)) is None
+    assert every.run(make(0)) is None
+    assert every.done(make(0))["status"] == 0
+    assert every.done(make(1)) is None  # another command
+    kept = tmp_path / "build" / "bench" / "all" / "x.json"
+    assert json.loads(kept.read_text()) == {"a": 1, "command": make(0).command()}
+    kept.unlink()
+    assert every.done(make(0)) is None
 
 
 def test_a_part_that_misses_its_bar_or_writes_nothing_says_so(part):
-    make, write, tmp_path = part
-    assert "missed its bar" in bench_all.run(make(1))
+    every, make, write, tmp_path = part
+    assert "missed its bar" in every.run(make(1))
     write("{")
-    assert "status 0" in bench_all.run(make(0))
+    assert "status 0" in every.run(make(0))
     (tmp_path / "build" / "x.json").write_text("{}")
     (tmp_path / "bench.py").write_text("")
     os.utime(tmp_path / "build" / "x.json", (1, 1))  # of an earlier run
-    assert "wrote no result" in bench_all.run(make(0))
+    assert "wrote no result" in every.run(make(0))
+
+
+def test_a_boards_file_is_shown_with_its_benches(tmp_path):
+    facts = report_sections.board.facts(str(tmp_path / "nothing"))
+    value = {"format": 1, "board": facts, "machine": None, "warmth_after_c": None, "doctor": {"checks": [
+        {"state": "limit", "name": "psi", "detail": "<b>off</b>", "cure": "psi=1"}]}, "parts": [
+            {"name": "oom-table", "status": 1, "took_s": 60, "result": oom_result(1), "raw": [{}]},
+            {"name": "scale", "left_out": "no memory"}]}
+    value["machine"] = {"cpu": "A57", "cpus": 4, "kernel": "5", "memory_bytes": 2**32, "date": "today"}
+    path = tmp_path / "psi-cache-device-x.json"
+    path.write_text(json.dumps(value))
+    assert report.build([str(path)], str(tmp_path / "page")) == []
+    page = (tmp_path / "page" / "index.html").read_text()
+    for text in ("A board: A57", "no memory", "missed its bar", "&lt;b&gt;off", 'id="oom-table-psi-cache-device-x"'):
+        assert text in page
+
+
+def test_told_to_stop_it_ends_its_bench_and_does_it_again(part):
+    every, make, _, tmp_path = part
+    (tmp_path / "bench.py").write_text("import time\ntime.sleep(60)\n")
+    begun = []
+
+    def start(*arguments, **more):
+        begun.append(subprocess.Popen(*arguments, **more))
+        return begun[-1]
+
+    def leave(_number, _frame):
+        raise SystemExit(1)
+
+    before = signal.signal(signal.SIGALRM, leave)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(SystemExit):
+            every.run(make(0), start)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert begun[0].poll() == -signal.SIGTERM
+    assert every.done(make(0)) is None

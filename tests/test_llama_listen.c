@@ -175,6 +175,24 @@ static void what_an_exchange_cost_is_on_the_account(void **state) {
     fake_close(fake);
 }
 
+/* A step that is listened to is computed in three pieces, not one; that costs far more than its two layers' scores. */
+static void what_the_engine_s_stops_cost_is_on_the_account(void **state) {
+    (void)state;
+    fake_llama *fake = filled(1, true);
+    uint32_t at = 24 * F_BLOCK, heard = 0;
+    assert_int_equal(psi_cache_set(NULL, "policy", "auto"), 0);
+    fake->kv->worth->attend.us = 0; /* of what the prompt earned nothing is left */
+    fake->piece_us = 2000;
+    for (int i = 0; i < 100; i++) {
+        token(fake, 0, 1, &at, 20);
+        heard += fake->kv->worth->attends;
+    }
+    assert_true(heard > 0);
+    assert_true(heard < 40);
+    assert_int_equal(psi_cache_set(NULL, "policy", "fifo"), 0);
+    fake_close(fake);
+}
+
 /* Two and eight blocks a page, and tensors that begin inside of one. */
 static void on_larger_pages_every_cell_is_right_too(void **state) {
     (void)state;
@@ -465,6 +483,7 @@ int main(void) {
         cmocka_unit_test(sequences_that_take_turns_are_no_blocks_taken_anew),
         cmocka_unit_test(many_sequences_tokens_in_one_batch_are_no_prompt),
         cmocka_unit_test(what_an_exchange_cost_is_on_the_account),
+        cmocka_unit_test(what_the_engine_s_stops_cost_is_on_the_account),
         cmocka_unit_test(on_larger_pages_every_cell_is_right_too),
         cmocka_unit_test(what_the_store_lost_stays_hidden),
         cmocka_unit_test(in_a_child_of_fork_nothing_is_exchanged),

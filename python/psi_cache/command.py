@@ -14,6 +14,8 @@ def main() -> int:
         executable = _native.find("psi-cache")
         # The libraries are where it is; an in-tree build that is named in PSI_CACHE_LIB_DIR is found there.
         os.environ["PSI_CACHE_LIB_DIR"] = str(executable.parent)
+        if sys.argv[1:2] in (["bench"], ["report"]):
+            os.environ["PSI_CACHE_PYTHON"] = sys.executable  # they are Python: run them where this package is
         os.execv(str(executable), ["psi-cache", *sys.argv[1:]])
     except OSError as error:
         print(f"psi-cache: {error.strerror or error}", file=sys.stderr)

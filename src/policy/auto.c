@@ -1,5 +1,5 @@
-/* auto.c - keys and attention together. Keys say what may be asked for one day, attention what is asked for now: a
- * block stays for either. */
+/* auto.c - keys, attention and recency together. Keys say what may be asked for one day, attention what is asked for
+ * now, and a text goes on from where it is: a block stays for any of them. */
 #include "policy/policy.h"
 
 #include <math.h>
@@ -8,6 +8,10 @@
  * the usual; past ATTENTION_MOST times more attention says no more. Measured: docs/policies.md. */
 #define ATTENTION_UNIT 6.0
 #define ATTENTION_MOST 20.0
+/* The newest quarter weighs as much more as keys one standard deviation above the usual. Without it models read on
+ * worse than with the oldest gone, and a small one no longer found a question's words. Measured: docs/policies.md. */
+#define NEWEST_SHARE 4
+#define NEWEST_WORTH 1.0
 
 typedef struct usual {
     double attention;    /* mean */
@@ -45,10 +49,24 @@ static double by_attention(const psi_candidate *c, const usual *u) {
     return (times < ATTENTION_MOST ? times : ATTENTION_MOST) / ATTENTION_UNIT;
 }
 
+static void sort_newest_first(psi_candidate *candidates, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        candidates[i].worth = 0; /* so that age decides */
+    }
+    psi_policy_heapify(candidates, count);
+    for (size_t left = count; left > 0;) {
+        psi_candidate oldest = psi_policy_pop(candidates, &left);
+        candidates[left] = oldest;
+    }
+}
+
 static void rate(psi_candidate *candidates, size_t count) {
     usual u = measure(candidates, count);
+    sort_newest_first(candidates, count);
     for (size_t i = 0; i < count; i++) {
-        candidates[i].worth = by_keys(&candidates[i], &u) + by_attention(&candidates[i], &u);
+        bool is_newest = i * NEWEST_SHARE < count;
+        candidates[i].worth =
+            by_keys(&candidates[i], &u) + by_attention(&candidates[i], &u) + (is_newest ? NEWEST_WORTH : 0);
     }
 }
 

@@ -21,8 +21,8 @@ typedef struct psi_candidate {
 
 typedef struct psi_policy {
     const char *name;
-    /* Sets every candidate's worth. They are looked at together, because what is much for one context is little for
-     * another. */
+    /* Sets every candidate's worth; may put them into another order. They are looked at together, because what is much
+     * for one context is little for another. */
     void (*rate)(psi_candidate *candidates, size_t count);
     bool by_attention, by_keys; /* what it looks at, so that nothing else need be measured */
 } psi_policy;
@@ -31,7 +31,7 @@ extern const psi_policy psi_policy_fifo;      /* the oldest first */
 extern const psi_policy psi_policy_lru;       /* the longest not used first */
 extern const psi_policy psi_policy_attention; /* the least attended first */
 extern const psi_policy psi_policy_keys;      /* whose keys differ least first */
-extern const psi_policy psi_policy_auto;      /* the last two together */
+extern const psi_policy psi_policy_auto;      /* the last two together, and the newest */
 
 /* By name; NULL: unknown. NULL or "" name: the default, auto. */
 const psi_policy *psi_policy_find(const char *name);

@@ -393,13 +393,17 @@ void psi_pool_clear(psi_pool *pool) {
     have_tidied(pool);
 }
 
+static bool is_stored(const psi_pool *pool, uint32_t block) { return pool->block[block].state == PSI_BLOCK_STORED; }
+
 /* Restores what a person asked for: all of it that there is room for, wanted or not. */
 static int restore_all(psi_pool *pool) {
     int moved = 0;
     uint64_t room = psi_cache_take_room(pool->cache, (uint64_t)pool->stored * pool->block_total_bytes);
-    for (uint32_t i = 0; i < pool->blocks && (uint64_t)(moved + 1) * pool->block_total_bytes <= room; i++) {
-        if (pool->block[i].state == PSI_BLOCK_STORED && psi_block_bring_back(pool, i) == 0) {
-            pool->block[i].used = pool->step;
+    uint32_t from = 0;
+    for (size_t count = psi_trim_collect_stored(pool, &from, room / pool->block_total_bytes, is_stored); count > 0;) {
+        uint32_t block = psi_policy_pop(pool->candidates, &count).block;
+        if (psi_block_bring_back(pool, block) == 0) {
+            pool->block[block].used = pool->step;
             moved++;
         }
     }
@@ -496,6 +500,9 @@ int psi_pool_step(psi_pool *pool) {
             pool->want_recompute_bytes = UINT64_MAX;
         } else if (restore > 0) {
             regrow(pool, restore);
+        }
+        if (pool->store != NULL) {
+            psi_store_rest(pool->store);
         }
         psi_recall_fetched(pool);
     }

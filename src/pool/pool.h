@@ -171,6 +171,10 @@ void psi_pool_count_recompute(psi_pool *pool, uint64_t bytes, uint64_t took_us);
 uint64_t psi_trim(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, uint64_t floor_bytes);
 uint64_t psi_regrow(psi_pool *pool, uint64_t want_bytes);
 uint64_t psi_wake_wanted(psi_pool *pool);
+/* The next stored blocks that `takes` names, from block *from on, as many as `most`, in a heap of candidates whose top
+ * lies first in the store: it is read from its begin to its end, whatever order they went in. */
+typedef bool (*psi_trim_takes)(const psi_pool *pool, uint32_t block);
+size_t psi_trim_collect_stored(psi_pool *pool, uint32_t *from, uint64_t most, psi_trim_takes takes);
 /* Counts anew what could go (evictable_bytes, exchangeable) and what waits to come back (hidden). */
 void psi_trim_survey(psi_pool *pool);
 /* The resident block that would go next and that the store has not yet; PSI_BLOCK_NONE when there is none. */

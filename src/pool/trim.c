@@ -243,11 +243,25 @@ static bool has_page_room(const psi_pool *pool, uint32_t block, uint64_t allowed
     return bytes <= allowed_bytes || psi_cache_take_whole_room(pool->cache, bytes - allowed_bytes);
 }
 
+size_t psi_trim_collect_stored(psi_pool *pool, uint32_t *from, uint64_t most, psi_trim_takes takes) {
+    size_t count = 0;
+    for (; *from < pool->blocks && count < most; ++*from) {
+        if (takes(pool, *from)) {
+            pool->candidates[count++] = (psi_candidate){.block = *from, .worth = pool->block[*from].slot};
+        }
+    }
+    psi_policy_heapify(pool->candidates, count);
+    return count;
+}
+
+/* Those that share pages may find no room: then others come in their place. */
 static uint64_t wake(psi_pool *pool, uint64_t most) {
     uint64_t woken = 0;
-    for (uint32_t i = 0; i < pool->blocks && woken < most; i++) {
-        woken +=
-            is_wanted(pool, i) && has_page_room(pool, i, pool->block_total_bytes) && psi_block_bring_back(pool, i) == 0;
+    for (uint32_t next = 0; next < pool->blocks && woken < most;) {
+        for (size_t count = psi_trim_collect_stored(pool, &next, most - woken, is_wanted); count > 0;) {
+            uint32_t block = psi_policy_pop(pool->candidates, &count).block;
+            woken += has_page_room(pool, block, pool->block_total_bytes) && psi_block_bring_back(pool, block) == 0;
+        }
     }
     return woken;
 }

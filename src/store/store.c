@@ -3,6 +3,7 @@
 #include "store/store.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,7 +18,15 @@ struct psi_store {
     uint32_t *free_slots; /* a stack; the lowest slot on top at first */
     uint64_t *checksums;
     unsigned char *occupies; /* the slot has room on the disk, whether it is in use or not */
+
+    uint32_t used_slots;  /* no slot from here on was ever handed out */
+    uint32_t wanted_next; /* the slot behind the last that was read */
+    unsigned char *ahead; /* copies of the slots [ahead_first, ahead_first + ahead_count), as they were when read */
+    uint32_t ahead_first, ahead_count;
+    bool ahead_touched; /* it has pages */
 };
+
+enum { AHEAD_BYTES = 1 << 20 };
 
 static int open_file(psi_store *store, const char *directory, uint64_t max_bytes, uint32_t slots) {
     uint64_t fit = max_bytes / store->record_bytes;
@@ -49,6 +58,7 @@ int psi_store_open(psi_store **store, const char *kind, const char *directory, u
     made->descriptor = -1;
     made->process_id = psi_os_process_id();
     made->record_bytes = record_bytes;
+    made->wanted_next = PSI_SLOT_NONE;
     int error = is_file ? open_file(made, directory, max_bytes, slots) : 0;
     if (error != 0) {
         psi_store_close(made);
@@ -61,6 +71,7 @@ int psi_store_open(psi_store **store, const char *kind, const char *directory, u
 void psi_store_close(psi_store *store) {
     if (store != NULL) {
         psi_os_close(store->descriptor);
+        psi_os_unreserve(store->ahead, AHEAD_BYTES);
         free(store->free_slots);
         free(store->checksums);
         free(store->occupies);
@@ -80,6 +91,7 @@ int psi_store_reserve(psi_store *store, uint32_t *slot) {
     }
     *slot = store->free_slots[--store->free_count];
     store->occupies[*slot] = 1;
+    store->used_slots = *slot >= store->used_slots ? *slot + 1 : store->used_slots;
     return 0;
 }
 
@@ -112,9 +124,54 @@ int psi_store_check(const psi_store *store, uint32_t slot, const void *record) {
     return psi_checksum(record, store->record_bytes) == store->checksums[slot] ? 0 : -EIO;
 }
 
+/* What was read ahead may be old by now: the checksum tells. */
+static bool take_ahead(const psi_store *store, uint32_t slot, void *record) {
+    if (slot < store->ahead_first || slot - store->ahead_first >= store->ahead_count) {
+        return false;
+    }
+    memcpy(record, store->ahead + (size_t)(slot - store->ahead_first) * store->record_bytes, store->record_bytes);
+    return psi_store_check(store, slot, record) == 0;
+}
+
+/* Slots that nobody uses are read, too: that costs less than to look. Without memory for it there is none. */
+static void read_ahead(psi_store *store, uint32_t slot) {
+    uint32_t most = (uint32_t)(AHEAD_BYTES / store->record_bytes), count = store->used_slots - slot;
+    count = count < most ? count : most;
+    store->ahead_count = 0;
+    if (count < 2) {
+        return;
+    }
+    store->ahead = store->ahead != NULL ? store->ahead : psi_os_reserve(AHEAD_BYTES);
+    uint64_t offset = (uint64_t)slot * store->record_bytes;
+    size_t bytes = (size_t)count * store->record_bytes;
+    store->ahead_touched = store->ahead != NULL;
+    if (store->ahead != NULL && psi_os_read_at(store->descriptor, store->ahead, bytes, offset) == 0) {
+        psi_os_forget(store->descriptor, offset, bytes);
+        store->ahead_first = slot;
+        store->ahead_count = count;
+    }
+}
+
 int psi_store_read(psi_store *store, uint32_t slot, void *record) {
+    bool goes_on = slot == store->wanted_next && slot < store->used_slots;
+    if (goes_on && slot - store->ahead_first >= store->ahead_count) {
+        read_ahead(store, slot);
+    }
+    store->wanted_next = slot + 1;
+    if (take_ahead(store, slot, record)) {
+        return 0;
+    }
     int error = psi_store_get(store, slot, record);
     return error == 0 ? psi_store_check(store, slot, record) : error;
+}
+
+void psi_store_rest(psi_store *store) {
+    if (store->ahead_touched) {
+        store->ahead_touched = false;
+        store->ahead_count = 0;
+        (void)psi_os_give_back(store->ahead, AHEAD_BYTES);
+    }
+    store->wanted_next = PSI_SLOT_NONE;
 }
 
 /* The room on the disk stays: freeing it may wait for the disk, and the slot is used again before any other. */

@@ -25,8 +25,11 @@ int psi_store_reserve(psi_store *store, uint32_t *slot);
  * the slot stays reserved. Needs no lock: while it runs, others may use other slots. */
 int psi_store_put(psi_store *store, uint32_t slot, const void *record);
 
-/* Reads it back to page-aligned memory. -EIO also when the bytes are not those that were written. */
+/* Reads it back to page-aligned memory. -EIO also when the bytes are not those that were written. Small records that
+ * are asked for in the order of their slots are read many at once: a disk takes as long for a small request as for a
+ * larger one. psi_store_rest gives back the memory that this took, when there is nothing more to read. */
 int psi_store_read(psi_store *store, uint32_t slot, void *record);
+void psi_store_rest(psi_store *store);
 
 /* The same in two: get needs no lock, and what it got counts only if check, called while nobody can reuse the slot,
  * says 0. */

@@ -16,6 +16,8 @@ static const char the_overview[] =
     "       psi-cache watch [PID]                   all signals and the pressure index, live\n"
     "       psi-cache record [PID] [-o FILE]        all signals into a trace; also: record -- COMMAND...\n"
     "       psi-cache replay TRACE                  what the controller decides on a trace\n"
+    "       psi-cache bench NAME | --list           measure it here; bench device: a short set, for a board\n"
+    "       psi-cache report [FILE...]              a page of what was measured\n"
     "       psi-cache help SUBCOMMAND | --version\n"
     "\n"
     "examples:\n"
@@ -144,11 +146,40 @@ static const char the_replay[] =
     "\n"
     "Exit status: 0 replayed, 1 TRACE cannot be read or is none, 2 wrong use.\n";
 
+static const char the_bench[] =
+    "usage: psi-cache bench NAME [OPTION...]\n"
+    "       psi-cache bench --list\n"
+    "\n"
+    "Runs a bench; psi-cache bench NAME --help has its options. It shows progress, may be stopped, and goes on where "
+    "it\n"
+    "was. Needs Python 3.9 and numpy, most of them llama-cpp-python and a model, too: pip install "
+    "'llm-psi-cache[bench]'\n"
+    "brings all. In a clone results go to build/; else the benches are copied to psi-cache-bench in the present "
+    "directory,\n"
+    "with results in its build/ (PSI_BENCH_DIR: another directory).\n"
+    "\n"
+    "  psi-cache bench all     those that fit in an hour, and a page of what they found\n"
+    "  psi-cache bench device  for a Jetson, a Raspberry Pi or another board: what it has, a short safe set, and one\n"
+    "                          file to send in, without names and paths\n"
+    "\n"
+    "Exit status: the bench's own: 0 its bar was held, 1 missed or not measured, 2 wrong use.\n";
+
+static const char the_report[] =
+    "usage: psi-cache report [FILE|DIRECTORY...] [--to DIRECTORY]\n"
+    "\n"
+    "Makes one page (index.html, which needs no other file) and a picture of each result. By default of what bench "
+    "all\n"
+    "left, in a clone where that was not run of the results that it has; into build/report. A file of bench device "
+    "can\n"
+    "be named, too. Needs Python 3.9, numpy and matplotlib.\n"
+    "Exit status: 0 all was shown, 1 something could not be, or was not there; 2 wrong use.\n";
+
 static const struct {
     const char *name, *text;
 } the_texts[] = {
     {"run", the_run},         {"doctor", the_doctor}, {"status", the_status}, {"trim", the_trim},
     {"restore", the_restore}, {"watch", the_watch},   {"record", the_record}, {"replay", the_replay},
+    {"bench", the_bench},     {"report", the_report},
 };
 
 bool tool_help(FILE *out, const char *subcommand) {

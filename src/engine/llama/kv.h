@@ -8,7 +8,7 @@
 #include "psicache.h"
 
 enum { KV_MAX_TENSORS = 512 }; /* two a layer; the deepest models have 126 layers */
-enum { KV_CHECKED_GRAPHS = 4, KV_ROW_SIZES = 16 };
+enum { KV_CHECKED_GRAPHS = 4 };
 
 enum { KV_LAST_CELLS = 8 };
 

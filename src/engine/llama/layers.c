@@ -173,21 +173,18 @@ void psi_layers_follow(const step_hook *hook) {
 
 /* ---- The step ---------------------------------------------------------------------------------- */
 
-static uint32_t row_size(int64_t rows) {
+uint32_t psi_layers_row_size(const step_hook *hook) {
     uint32_t size = 0;
+    int64_t rows = hook->queries != NULL ? hook->queries->ne[1] * hook->queries->ne[3] : 1;
     for (; rows > 1 && size + 1 < KV_ROW_SIZES; rows /= 2) {
         size++;
     }
     return size;
 }
 
-static int64_t rows_of(const step_hook *hook) {
-    return hook->queries != NULL ? hook->queries->ne[1] * hook->queries->ne[3] : 1;
-}
-
 /* As far as the last one of its kind tells; one that is not known is. */
 static bool is_long(const psi_kv *kv, const step_hook *hook) {
-    uint64_t us = kv->step_us[row_size(rows_of(hook))];
+    uint64_t us = kv->step_us[psi_layers_row_size(hook)];
     return us == 0 || kv->long_step_us == 0 ||
            (us >= kv->long_step_us && us >= (uint64_t)kv->attentions * STOP_US * STOP_SHARE);
 }
@@ -283,7 +280,7 @@ void psi_layers_end(psi_llama_step *step) {
         psi_kv *kv = step->kvs[i];
         const step_hook *first = psi_layers_next_hook(step, kv, NULL);
         if (first != NULL) {
-            kv->step_us[row_size(rows_of(first))] = took_us > 0 ? took_us : 1;
+            kv->step_us[psi_layers_row_size(first)] = took_us > 0 ? took_us : 1;
         }
         if (kv->layered) {
             (void)psi_pool_step_layer(kv->pool, 0, 0);

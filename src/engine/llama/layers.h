@@ -12,6 +12,9 @@ void psi_layers_note(step_hook *hook, const kv_tensor *key);
  * none. */
 const step_hook *psi_layers_next_hook(const psi_llama_step *step, const psi_kv *kv, const step_hook *last);
 
+/* About how many tokens the step has: steps of one size, below KV_ROW_SIZES, take about as long. */
+uint32_t psi_layers_row_size(const step_hook *hook);
+
 /* At the safe point before the step: decides whether a cache has others inside it (kv->layered). */
 void psi_layers_begin(psi_llama_step *step, psi_kv *kv, void *graph);
 

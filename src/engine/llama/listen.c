@@ -13,6 +13,8 @@ enum { PROMPT_ROWS = KV_LAST_CELLS, ATTEND_ROWS = 4, WANT_ROWS = 8 };
 #define SCORES_BYTES (1u << 20) /* of scratch for scores, beyond which fewer rows are listened to */
 #define CREDIT_MOST_US 100000.0
 #define DEBT_MOST_US 100000.0
+#define USUAL_STEPS 8      /* that the usual time of a step follows */
+#define STOP_MOST_US 200.0 /* that a stop can cost the engine; some 40 were seen with two threads */
 
 /* ---- Where to listen --------------------------------------------------------------------------- */
 
@@ -105,11 +107,12 @@ static bool is_last_piece(psi_worth *worth, bool prompt, int64_t rows) {
     return prompt && rows < worth->most_rows;
 }
 
-static bool shall_attend(psi_kv *kv, bool prompt, int64_t rows) {
+static bool shall_attend(psi_kv *kv, const step_hook *hook, bool prompt) {
     psi_worth *worth = kv->worth;
-    bool last_piece = is_last_piece(worth, prompt, rows);
+    bool last_piece = is_last_piece(worth, prompt, hook->queries->ne[1]);
+    bool knows_price = prompt || worth->usual_us[psi_layers_row_size(hook)] > 0;
     return psi_cache_score_share(kv->pool->cache) > 0 && atomic_load(&kv->pool->policy)->by_attention &&
-           (psi_pool_wants_scores(kv->pool) || can_pay(&worth->attend) ||
+           (psi_pool_wants_scores(kv->pool) || (knows_price && can_pay(&worth->attend)) ||
             (last_piece && worth->attend.us > -DEBT_MOST_US / 2));
 }
 
@@ -133,7 +136,7 @@ void psi_listen_begin(psi_llama_step *step, psi_kv *kv) {
     /* Of what was taken the step must not wait until the next for what it misses. */
     bool taken = were_taken(kv), prompt = reads_prompt(hook);
     worth->at_once = taken || prompt;
-    worth->attends = shall_attend(kv, prompt, hook->queries->ne[1]);
+    worth->attends = shall_attend(kv, hook, prompt);
     worth->recalls = psi_cache_recalls(kv->pool->cache) && kv->pool->store != NULL && count_masks(step, kv) == 1 &&
                      count_hidden(kv) > 0 && (worth->at_once || can_pay(&worth->recall)) &&
                      psi_worth_begin_seen(worth, hook->input->mask);
@@ -226,7 +229,36 @@ static void tell_pool(psi_kv *kv) {
     }
 }
 
-static void end_of(const psi_llama_step *step, psi_kv *kv) {
+/* At each stop the engine's threads are waited for and started anew. What that costs is what the step took longer than
+ * the usual one of its size, past our own work; what held a step up otherwise is not all ours. In microseconds. */
+static double stops_us(const psi_llama_step *step, double took_us) {
+    const step_hook *first = NULL;
+    uint32_t stops = 0;
+    for (uint32_t i = 0; i < step->hook_count; i++) {
+        if (psi_listen_wants(&step->hooks[i])) {
+            first = first != NULL ? first : &step->hooks[i];
+            stops++;
+        }
+    }
+    double usual_us = first != NULL ? first->kv->worth->usual_us[psi_layers_row_size(first)] : 0;
+    double more_us = usual_us > 0 ? took_us - usual_us : 0;
+    for (uint32_t i = 0; i < step->kv_count && more_us > 0; i++) {
+        const psi_worth *worth = step->kvs[i]->worth;
+        more_us -= worth != NULL ? (double)(worth->attend_us + worth->recall_us) : 0;
+    }
+    double most_us = stops * STOP_MOST_US;
+    return more_us < 0 ? 0 : more_us < most_us ? more_us : most_us;
+}
+
+static void note_usual(const psi_llama_step *step, psi_kv *kv, double took_us) {
+    const step_hook *hook = psi_layers_next_hook(step, kv, NULL);
+    if (hook != NULL && !step->listens && !step->layered) {
+        double *usual_us = &kv->worth->usual_us[psi_layers_row_size(hook)];
+        *usual_us = *usual_us > 0 ? *usual_us + (took_us - *usual_us) / USUAL_STEPS : took_us;
+    }
+}
+
+static void end_of(const psi_llama_step *step, psi_kv *kv, double stopped_us) {
     psi_worth *worth = kv->worth;
     const psi_cache *cache = kv->pool->cache;
     uint64_t began_us = psi_os_now_us();
@@ -235,7 +267,8 @@ static void end_of(const psi_llama_step *step, psi_kv *kv) {
         psi_worth_sum_up(worth);
     }
     uint64_t now_us = psi_os_now_us();
-    worth->attend_us += worth->attends ? now_us - began_us : 0;
+    worth->attend_us += worth->attends ? now_us - began_us + (uint64_t)stopped_us : 0;
+    worth->recall_us += worth->recalls && !worth->attends ? (uint64_t)stopped_us : 0;
     double step_us = (double)(now_us - step->begin_us) / step->kv_count;
     settle_credit(&worth->attend, psi_cache_score_share(cache) * step_us, worth->attend_us, worth->attends);
     bool paid = worth->recalls && !worth->at_once; /* an exchange inside the step has a bound of its own */
@@ -245,10 +278,18 @@ static void end_of(const psi_llama_step *step, psi_kv *kv) {
                   paid);
 }
 
+static bool is_listening(const psi_kv *kv) { return kv->pool != NULL && kv->worth != NULL && !kv->given_up; }
+
 void psi_listen_end(psi_llama_step *step) {
+    double took_us = (double)(psi_os_now_us() - step->begin_us), stopped_us = stops_us(step, took_us);
+    uint32_t heard = 0;
     for (uint32_t i = 0; i < step->kv_count; i++) {
-        if (step->kvs[i]->pool != NULL && step->kvs[i]->worth != NULL && !step->kvs[i]->given_up) {
-            end_of(step, step->kvs[i]);
+        heard += is_listening(step->kvs[i]) && (step->kvs[i]->worth->attends || step->kvs[i]->worth->recalls);
+    }
+    for (uint32_t i = 0; i < step->kv_count; i++) {
+        if (is_listening(step->kvs[i])) {
+            note_usual(step, step->kvs[i], took_us);
+            end_of(step, step->kvs[i], heard > 0 ? stopped_us / heard : 0);
         }
     }
 }

@@ -17,6 +17,8 @@ void psi_key_read(const psi_abi *abi, const struct kv_tensor *key, uint64_t cell
 
 enum { WORTH_MAX_LAYERS = 8 }; /* listened to; of deeper models a part, evenly spread */
 
+enum { KV_ROW_SIZES = 16 }; /* of steps: powers of two of their tokens */
+
 /* Microseconds that may be spent: a share of the time that steps take is paid in. */
 typedef struct psi_credit {
     double us;
@@ -48,8 +50,9 @@ typedef struct psi_worth {
     bool at_once;                  /* what is wanted comes back inside the step */
     uint64_t attend_us, recall_us; /* spent in this step */
     psi_credit attend, recall;
-    uint64_t exchanged_us; /* the pool's recall_us when the last step ended */
-    int64_t most_rows;     /* of a step so far */
+    uint64_t exchanged_us;         /* the pool's recall_us when the last step ended */
+    int64_t most_rows;             /* of a step so far */
+    double usual_us[KV_ROW_SIZES]; /* of the last steps of a size that were not listened to; 0: not known */
 } psi_worth;
 
 /* NULL: memory is short, or keys of a kind that is not read here; the policies then go by age. */
