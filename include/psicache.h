@@ -176,13 +176,15 @@ PSI_API psi_pool *psi_pool_remote(psi_cache *cache, const psi_pool_options *opti
 
 typedef struct psi_pool_counts {
     size_t size;
-    uint32_t resident;    /* blocks that have memory */
-    uint32_t evictable;   /* of those, what could be given back now */
-    uint32_t withheld;    /* blocks without memory that the engine may not use, until they are asked back */
-    uint32_t refusals;    /* requests that the engine had to put off since the last report */
-    uint64_t given_bytes; /* went back to the system since the last report */
-    uint64_t taken_bytes; /* of what went back ever, taken again since the last report */
-    uint64_t going_bytes; /* on their way: asked for, begun, and not given yet */
+    uint32_t resident;     /* blocks that have memory */
+    uint32_t evictable;    /* of those, what could be given back now */
+    uint32_t withheld;     /* blocks without memory that the engine may not use, until they are asked back */
+    uint32_t refusals;     /* requests that the engine had to put off since the last report */
+    uint64_t given_bytes;  /* went back to the system since the last report */
+    uint64_t taken_bytes;  /* of what went back ever, taken again since the last report */
+    uint64_t going_bytes;  /* on their way: asked for, begun, and not given yet */
+    uint32_t stored;       /* blocks whose content a store has, in memory or not */
+    uint32_t store_errors; /* writes and reads that failed since the last report */
 } psi_pool_counts;
 
 typedef struct psi_pool_wish {
@@ -190,12 +192,46 @@ typedef struct psi_pool_wish {
     uint64_t trim_bytes;    /* give back so many more */
     uint64_t restore_bytes; /* withheld blocks of so many bytes may be used again; UINT64_MAX: all, by hand */
     int pressed;            /* non-zero: the index is above the limit. No block should come that has no memory yet */
+    int write_ahead; /* non-zero: memory is getting scarce, and there is time: what could go next should be stored now
+                      */
 } psi_pool_wish;
 
 /* Tells a remote pool's counts, and takes what is wanted since the last report: what cannot be done now need not be
  * kept, it is asked for again. Between two steps of the engine, and when wake_fd was written to. One thread at a time.
  * Errors: -EINVAL (NULL, size not set, or another pool). */
 PSI_API int psi_pool_report(psi_pool *pool, const psi_pool_counts *counts, psi_pool_wish *wish);
+
+/* A store by itself, for whoever holds such memory: numbered records of one size in one unlinked file of mode 0600,
+ * which come back exactly as they were written, or not at all. Any thread, one at a time: calls wait for each other. */
+typedef struct psi_records psi_records;
+
+/* A part of a record, in memory. */
+typedef struct psi_part {
+    void *address;
+    size_t bytes;
+} psi_part;
+
+/* `records` records of record_bytes each, or as many as store_max_bytes allows. Of the options those that begin with
+ * store count, and the log. Errors (errno): ENOTSUP (the store is "none"), EINVAL (a size of 0, or an option: it is
+ * logged), ENOSPC (store_max_bytes allows none), ENOMEM, or why the directory cannot be used. */
+PSI_API psi_records *psi_records_open(const psi_options *options, size_t record_bytes, uint32_t records);
+
+/* How many records there are: numbers go from 0 to one less. */
+PSI_API uint32_t psi_records_count(const psi_records *records);
+
+/* Writes record `number`, joined from parts that are record_bytes together. Returns 0; -EINVAL (no such number, other
+ * bytes), -EDQUOT (store_hour_max_bytes are written in this hour), -ENOSPC, -EIO, ...: there is no such record then. */
+PSI_API int psi_records_put(psi_records *records, uint32_t number, const psi_part *parts, uint32_t count);
+
+/* Reads it back to the parts. Returns 0; -EINVAL, -ENOENT (never written, or forgotten), -EIO (also when the bytes are
+ * not those that were written), ...: the parts are untouched then. */
+PSI_API int psi_records_get(psi_records *records, uint32_t number, const psi_part *parts, uint32_t count);
+
+/* Forgets a record and gives its room on the disk back. A number that has none is ignored. */
+PSI_API void psi_records_forget(psi_records *records, uint32_t number);
+
+/* NULL is ignored. */
+PSI_API void psi_records_close(psi_records *records);
 
 /* Gives all pages of an own arena back to the system, forgets the store's copies. NULL is ignored. */
 PSI_API void psi_pool_destroy(psi_pool *pool);

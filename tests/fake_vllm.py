@@ -1,4 +1,5 @@
 """Stand-ins for vLLM's parts, for tests that run without it. Each does what the real one's calls promise, and no more."""
+import hashlib
 import types
 
 
@@ -14,6 +15,7 @@ class FakeBlockPool:
         self.blocks = [FakeBlock(number) for number in range(blocks + 1)]
         self.queue = list(range(1, blocks + 1))
         self.log = []
+        self.cached_block_hash_to_block = {}  # of each name, the numbers of the blocks that have it
 
     def get_num_free_blocks(self):
         return len(self.queue)
@@ -34,7 +36,40 @@ class FakeBlockPool:
     def evict_blocks(self, numbers):
         for number in numbers:
             self.log.append(number)
-            self.blocks[number].block_hash = None
+            self._unname(self.blocks[number])
+
+    def _unname(self, block):
+        self.cached_block_hash_to_block.get(block.block_hash, set()).discard(block.block_id)
+        block.block_hash = None
+
+    # ---- with names, as for prefixes in the store ------------------------------------------------
+
+    def get_new_blocks(self, count):
+        numbers, self.queue = self.queue[:count], self.queue[count:]
+        assert len(numbers) == count, "no room"
+        for number in numbers:
+            self._unname(self.blocks[number])
+            self.blocks[number].ref_cnt += 1
+        return [self.blocks[number] for number in numbers]
+
+    def get_cached_block(self, block_hash, groups):
+        found = [self.cached_block_hash_to_block.get(block_hash + g.to_bytes(4, "big")) for g in groups]
+        return [self.blocks[min(numbers)] for numbers in found] if all(found) else None
+
+    def cache_full_blocks(self, request, blocks, num_cached_blocks, num_full_blocks, block_size, kv_cache_group_id):
+        for index in range(num_cached_blocks, num_full_blocks):
+            name = request.block_hashes[index] + kv_cache_group_id.to_bytes(4, "big")
+            assert blocks[index].block_hash is None and not blocks[index].is_null
+            blocks[index].block_hash = name
+            self.cached_block_hash_to_block.setdefault(name, set()).add(blocks[index].block_id)
+
+    def reset_prefix_cache(self):
+        if len(self.queue) != len(self.blocks) - 1:
+            return False
+        self.cached_block_hash_to_block = {}
+        for block in self.blocks:
+            block.block_hash = None
+        return True
 
     # ---- what a scheduler does with it -----------------------------------------------------------
 
@@ -50,6 +85,16 @@ class FakeBlockPool:
 
     def release(self, numbers):
         self.free_blocks([self.blocks[number] for number in reversed(numbers)])
+
+
+class FakeRequest:
+    """A text of `tokens` tokens; texts whose words are alike begin alike."""
+
+    def __init__(self, name, words, block_tokens=16, tokens=None):
+        self.request_id, self.skip_reading_prefix_cache = name, False
+        self.num_tokens = tokens or len(words) * block_tokens + 1
+        chained = [" ".join(words[: i + 1]) for i in range(len(words))]
+        self.block_hashes = [hashlib.sha256(text.encode()).digest() for text in chained]
 
 
 class FakeTensor:

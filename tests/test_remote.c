@@ -69,13 +69,16 @@ static psi_stats stats_now(void) {
 static void what_is_reported_is_what_the_statistics_say(void **state) {
     (void)state;
     make(-1, NULL);
-    psi_pool_wish wish = tell((psi_pool_counts){.resident = 40, .evictable = 10, .withheld = 4, .refusals = 2});
+    psi_pool_wish wish = tell((psi_pool_counts){
+        .resident = 40, .evictable = 10, .withheld = 4, .refusals = 2, .stored = 7, .store_errors = 3});
     assert_true(wish.trim_bytes == 0 && wish.restore_bytes == 0 && wish.pressed == 0);
     psi_stats stats = stats_now();
     assert_int_equal(stats.capacity_bytes, (uint64_t)BLOCKS * BLOCK_BYTES);
     assert_int_equal(stats.resident_bytes, (uint64_t)40 * BLOCK_BYTES);
     assert_int_equal(stats.withheld_bytes, (uint64_t)4 * BLOCK_BYTES);
     assert_int_equal(stats.refusals, 2);
+    assert_int_equal(stats.stored_bytes, (uint64_t)7 * BLOCK_BYTES);
+    assert_int_equal(stats.store_errors, 3);
     (void)tell((psi_pool_counts){.resident = 36, .given_bytes = 4 * BLOCK_BYTES, .withheld = 8});
     (void)tell((psi_pool_counts){.resident = 39, .taken_bytes = 3 * BLOCK_BYTES, .withheld = 5});
     stats = stats_now();
@@ -236,6 +239,31 @@ static void the_controller_asks_and_rings(void **state) {
     remove_root();
 }
 
+/* Headroom of a third: no need to give, but time to write what could go. Said once by the bell, and as long as it lasts
+ * by the wish. */
+static void an_owner_is_told_when_to_write_ahead(void **state) {
+    (void)state;
+    make_root();
+    make(1, root);
+    assert_false(tell((psi_pool_counts){.resident = 40, .evictable = 40}).write_ahead);
+    put_available(300);
+    psi_pool_wish wish = {0};
+    for (int i = 0; i < 100 && !wish.write_ahead; i++) {
+        assert_true(rings(5000));
+        wish = tell((psi_pool_counts){.resident = 40, .evictable = 40});
+    }
+    assert_true(wish.write_ahead && !wish.pressed && wish.trim_bytes == 0);
+    assert_true(tell((psi_pool_counts){.resident = 40, .evictable = 40}).write_ahead);
+    put_available(900);
+    for (int i = 0; i < 500 && wish.write_ahead; i++) {
+        (void)usleep(10000);
+        wish = tell((psi_pool_counts){.resident = 40, .evictable = 40});
+    }
+    assert_false(wish.write_ahead);
+    end();
+    remove_root();
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_reported_is_what_the_statistics_say),
@@ -246,6 +274,7 @@ int main(void) {
         cmocka_unit_test(an_older_caller_gets_the_fields_that_it_knows),
         cmocka_unit_test(calls_on_blocks_find_none),
         cmocka_unit_test(the_controller_asks_and_rings),
+        cmocka_unit_test(an_owner_is_told_when_to_write_ahead),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

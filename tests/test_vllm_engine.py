@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -43,45 +44,111 @@ def check_identical(got):
 
 
 def test_pages_go_and_texts_stay(tmp_path):
-    """Idle reaction, pages by RSS; greedy f32 texts under trims and restores; prefixes computed again."""
-    got, _ = drive("returned", "prefixes", "identical", tmp_path=tmp_path)
+    """Idle reaction, pages by RSS; greedy f32 texts under trims and restores, by hand: so prefixes are stored and come back."""
+    got, _ = drive("returned", "identical", tmp_path=tmp_path)
     check_returned(got["returned"])
-    assert got["prefixes"]["same"]
     check_identical(got["identical"])
+    assert got["identical"]["loaded"] > 0
 
 
-def test_an_idle_server_answers_without_a_request(tmp_path, monkeypatch):
-    """Three processes, as served; the trim comes from the command, and nothing wakes the engine but us."""
+def test_prefixes_come_back_from_the_store_or_are_computed_again(tmp_path):
+    """Sound, then changed by one byte a record, then cut short, then full; a reset as after new weights; and what may come
+    while a load is under way."""
+    got, _ = drive("prefixes", "reset", "lost", "meanwhile", tmp_path=tmp_path, PSI_CACHE_STORE_DIR=tmp_path)
+    sound, reset, lost, meanwhile = got["prefixes"], got["reset"], got["lost"], got["meanwhile"]
+    assert sound["gone"] and sound["same"] and sound["loaded"] > 0 and sound["errors"] == 0
+    assert reset["gone"] and reset["stored"] > 0 and reset["answered"] and reset["same"] and reset["loaded"] == 0
+    for fault in ("changed", "short", "full"):
+        assert lost[fault]["gone"] and lost[fault]["same"] and lost[fault]["loaded"] == 0, fault
+    assert lost["works"] and lost["errors"] > 0
+    assert meanwhile["was_under_way"] and meanwhile["under_way"] and not meanwhile["reset_answers"]
+    assert meanwhile["same"] and meanwhile["loaded"] > 0 and meanwhile["works"]
+    assert meanwhile["landed"] and meanwhile["held"] == 0 and meanwhile["all_free"]
+
+
+def test_without_a_store_prefixes_are_computed_again(tmp_path):
+    got, _ = drive("untouched", tmp_path=tmp_path, PSI_CACHE_STORE="none")
+    assert got["untouched"]["works"] and got["untouched"]["keeper"] and not got["untouched"]["stores"]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A server as everyone starts it, three processes; trims come from the command. And what asks psi-cache about it."""
     sys.path.insert(0, str(HERE.parent / "demo"))
-    from vllm_driver import anon_bytes, wait
-    from vllm_server import Server, prompt
+    from vllm_server import Server
 
-    monkeypatch.setenv("PSI_CACHE_RUN_DIR", str(tmp_path))
-    monkeypatch.setenv("PSI_CACHE_CONTROLLER", "off")
-    command = str(pathlib.Path(sys.executable).parent / "psi-cache")
-    server = Server(str(MODEL), True, 96 << 20, 512)
+    folder, command = tmp_path_factory.mktemp("server"), str(pathlib.Path(sys.executable).parent / "psi-cache")
+    environment = {"PSI_CACHE_RUN_DIR": str(folder), "PSI_CACHE_STORE_DIR": str(folder), "PSI_CACHE_CONTROLLER": "off"}
+    server = Server(str(MODEL), True, 96 << 20, 512, environment=environment, options=("--dtype", "float32"))
+
+    def tell(*words):
+        """A command of psi-cache; PID is the engine's. A busy engine may take what is asked later than it waits for."""
+        return subprocess.run([command, *(str(server.pids()["core"]) if word == "PID" else word for word in words)],
+                              env={**os.environ, **environment}, capture_output=True, text=True).stdout
+
     try:
         assert server.wait_ready(3000), server.said()[-4000:]
-        for number in range(4):
-            assert server.ask(prompt(number, 150), 8)[1] == 8
-        pids = server.pids()
-        assert wait(lambda: server.metric("vllm:num_requests_running") == 0)
-        before = anon_bytes(pids["worker"])
-        subprocess.run([command, "trim", str(pids["core"]), "1.0"], check=True)
-
-        def given():
-            said = subprocess.run([command, "status", "--json", str(pids["core"])], capture_output=True, text=True)
-            if said.returncode != 0:
-                return 0
-            return json.loads(said.stdout)["processes"][0]["trimmed_bytes"]
-
-        assert wait(lambda: given() > 0), server.said()[-4000:]
-        wait(lambda: before - anon_bytes(pids["worker"]) >= 0.98 * given(), 5)
-        assert before - anon_bytes(pids["worker"]) >= 0.98 * given() > 0
-        assert server.metric("psi_cache:kv_blocks") > 0
-        assert server.ask(prompt(1, 150), 8)[1] == 8  # and it still serves
+        yield server, tell
     finally:
         server.stop()
+
+
+def given_bytes(tell):
+    return json.loads(tell("status", "--json", "PID"))["processes"][0]["trimmed_bytes"]
+
+
+def test_an_idle_server_answers_without_a_request(served):
+    """Nothing wakes the engine but us."""
+    from vllm_driver import anon_bytes, wait
+    from vllm_server import prompt
+
+    server, tell = served
+    for number in range(4):
+        assert server.ask(prompt(number, 150), 8)[1] == 8
+    worker = server.pids()["worker"]
+    assert wait(lambda: server.metric("vllm:num_requests_running") == 0)
+    before = anon_bytes(worker)
+    tell("trim", "PID", "1.0")
+    assert wait(lambda: given_bytes(tell) > 0), server.said()[-4000:]
+    wait(lambda: before - anon_bytes(worker) >= 0.98 * given_bytes(tell), 5)
+    assert before - anon_bytes(worker) >= 0.98 * given_bytes(tell) > 0
+    assert server.metric("psi_cache:kv_blocks") > 0
+    assert server.ask(prompt(1, 150), 8)[1] == 8  # and it still serves
+    assert server.metric("psi_cache:kv_loaded_blocks") > 0  # from the store
+
+
+def test_openai_clients_notice_nothing(served):
+    """16 of the OpenAI client library's, streaming, while the cache is trimmed and restored: the same words as before."""
+    openai = pytest.importorskip("openai")
+    from concurrent.futures import ThreadPoolExecutor
+
+    from vllm_server import NAME, prompt
+
+    server, tell = served
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", timeout=1800, max_retries=0)
+
+    def ask(number):
+        parts = client.completions.create(model=NAME, prompt=prompt(number, 120, 60), max_tokens=16, temperature=0,
+                                          stream=True)
+        return "".join(part.choices[0].text for part in parts if part.choices)
+
+    def ask_all():
+        with ThreadPoolExecutor(16) as clients:
+            return list(clients.map(ask, range(32)))
+
+    wanted, over, trims = ask_all(), threading.Event(), [0]
+
+    def press():
+        while not over.wait(0.3):
+            tell("trim", "PID", "0.6") if trims[0] % 2 == 0 else tell("restore", "PID")
+            trims[0] += 1
+
+    before, presser = given_bytes(tell), threading.Thread(target=press)
+    presser.start()
+    got = ask_all()
+    over.set()
+    presser.join()
+    assert all(wanted) and got == wanted and trims[0] > 1 and given_bytes(tell) > before, server.said()[-3000:]
 
 
 def test_what_is_withheld_is_never_read(tmp_path):

@@ -19,7 +19,7 @@ class Bench:
         self.keeper = Keeper(self.pool, BYTES, floor, self.controller, self.send, policy)
         self.can_send = can_send
 
-    def send(self, runs):
+    def send(self, runs, worth):
         if self.can_send:
             self.sent.append(runs)
         return self.can_send

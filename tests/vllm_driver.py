@@ -125,7 +125,7 @@ def identical(engine):
     presser.join()
     return {"requests": count, "different": sum(a != b for a, b in zip(wanted, got)), "trims": presser.trims,
             "given_bytes": engine.keeper.given_bytes - given_before, "block_bytes": engine.keeper.block_bytes,
-            "preemptions": preemptions(engine), "works": engine.connector.works}
+            "preemptions": preemptions(engine), "works": engine.connector.works, "loaded": loaded(engine)}
 
 
 def written(engine):
@@ -133,7 +133,8 @@ def written(engine):
     restores where there is a connector and DRIVER_PRESSED is not 0."""
     from vllm import SamplingParams
 
-    asked = prompts(int(os.environ.get("DRIVER_REQUESTS", "40")), 2)
+    first, count = int(os.environ.get("DRIVER_FIRST", "0")), int(os.environ.get("DRIVER_REQUESTS", "40"))
+    asked = prompts(first + count, 2)[first:]
     sampling = SamplingParams(temperature=0, max_tokens=engine.sampling.max_tokens, logprobs=2, ignore_eos=True)
     presser = Presser(3) if engine.keeper and os.environ.get("DRIVER_PRESSED", "1") != "0" else None
     if presser:
@@ -145,7 +146,8 @@ def written(engine):
     answers = [each.outputs[0] for each in done]
     gaps = [[round(gap_of(place), 4) for place in answer.logprobs] for answer in answers]
     return {"tokens": [list(answer.token_ids) for answer in answers], "gaps": gaps, "preemptions": preemptions(engine),
-            "trims": presser.trims if presser else 0, "given_bytes": engine.keeper.given_bytes if presser else 0}
+            "trims": presser.trims if presser else 0, "given_bytes": engine.keeper.given_bytes if presser else 0,
+            "loaded": loaded(engine)}
 
 
 def gap_of(place):
@@ -161,27 +163,129 @@ def preemptions(engine):
     return None
 
 
-def prefixes(engine):
-    """Cached prefixes that were given back are computed again, and those that were not are still hit."""
+def loaded(engine):
+    prefixes = engine.half and engine.half.prefixes
+    return prefixes.loaded if prefixes else 0
+
+
+def give_all(engine):
+    """An idle engine's cache goes, and its blocks may be used again."""
     import psi_cache
 
-    asked = prompts(4, 5)
-    wanted = engine.texts(asked)
-    psi_cache.trim(0.5)
-    wait(lambda: engine.keeper.withheld and not engine.keeper.going)
-    half = engine.texts(asked)
+    before = engine.keeper.given_bytes
+    psi_cache.trim(1.0)
+    gone = wait(lambda: engine.keeper.given_bytes > before and not engine.keeper.going)
     psi_cache.restore()
-    return {"same": half == wanted}
+    return gone and wait(lambda: not engine.keeper.withheld)
+
+
+def prefixes(engine):
+    """Cached prefixes that go are stored, and come back for the next that begin alike."""
+    asked = prompts(6, 5)
+    wanted = engine.texts(asked)
+    gone, stored, before = give_all(engine), len(engine.half.prefixes.shelf), loaded(engine)
+    again = engine.texts(asked)
+    return {"gone": gone, "stored": stored, "loaded": loaded(engine) - before, "same": again == wanted,
+            "errors": psi_stats()["store_errors"]}
+
+
+def psi_stats():
+    import psi_cache
+
+    return psi_cache.stats()
+
+
+def worker_half():
+    from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+    group = get_kv_transfer_group()
+    return next(each.worker_half for each in [group, *getattr(group, "_connectors", [])] if hasattr(each, "worker_half"))
+
+
+def store_files():
+    """Descriptors of this process's store."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            path = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+        if path.startswith(os.environ["PSI_CACHE_STORE_DIR"]) and "(deleted)" in path:
+            yield f"/proc/self/fd/{name}"
+
+
+def lost(engine):
+    """Every record is another by one byte, then cut short, then the disk is full: what is lost is computed again."""
+    asked, found = prompts(6, 9), {}
+    wanted = engine.texts(asked)
+    for fault in ("changed", "short"):
+        gone, stored, before = give_all(engine), len(engine.half.prefixes.shelf), loaded(engine)
+        for path in store_files():
+            with open(path, "r+b", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                for place in range(0, size, engine.keeper.block_bytes):
+                    os.pwrite(file.fileno(), bytes([os.pread(file.fileno(), 1, place)[0] ^ 1]), place)
+                os.ftruncate(file.fileno(), 0) if fault == "short" else None
+        again = engine.texts(asked)
+        found[fault] = {"gone": gone, "stored": stored, "loaded": loaded(engine) - before, "same": again == wanted}
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    gone, before = give_all(engine), loaded(engine)
+    again = engine.texts(asked)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    found["full"] = {"gone": gone, "stored": 0, "loaded": loaded(engine) - before, "same": again == wanted}
+    return {**found, "works": engine.connector.works, "errors": psi_stats()["store_errors"]}
+
+
+def meanwhile(engine):
+    """While a load is under way: its request is aborted, the prefix cache reset, another text with the same prefix asked,
+    the engine short of blocks. The store is slow here, so that there is a meanwhile."""
+    from vllm import SamplingParams
+
+    half, records = engine.half, worker_half().records
+    get, asked = records.get, prompts(6, 11)
+    wanted = engine.texts(asked)
+    gone = give_all(engine)
+    records.get = lambda number, parts: (time.sleep(0.05), get(number, parts))[1]
+    core, sampling = engine.llm.llm_engine, SamplingParams(temperature=0, max_tokens=4)
+    core.add_request("doomed", asked[0], sampling)
+    core.step()
+    was_under_way = bool(half.prefixes._open)
+    reset_answers = core.reset_prefix_cache()
+    core.abort_request(["doomed"])
+    while core.has_unfinished_requests():
+        core.step()
+    under_way, before = bool(half.prefixes._open), loaded(engine)
+    again = engine.texts(asked[:2])  # the same prefix: some of it is coming
+    landed = wait(lambda: not half.prefixes._open, 20)
+    records.get = get
+    everything = engine.texts(asked)
+    return {"gone": gone, "was_under_way": was_under_way, "under_way": under_way, "reset_answers": reset_answers,
+            "loaded": loaded(engine) - before, "landed": landed, "held": engine.keeper.held,
+            "same": again == wanted[:2] and everything == wanted, "all_free": engine.keeper.all_free(),
+            "works": engine.connector.works}
+
+
+def reset(engine):
+    """After a reset of the prefix cache, as after new weights, nothing old comes from the store."""
+    asked = prompts(4, 13)
+    wanted = engine.texts(asked)
+    gone, stored, before = give_all(engine), len(engine.half.prefixes.shelf), loaded(engine)
+    answered = engine.llm.llm_engine.reset_prefix_cache()
+    again = engine.texts(asked)
+    return {"gone": gone, "stored": stored, "answered": answered, "loaded": loaded(engine) - before,
+            "same": again == wanted}
 
 
 def untouched(engine):
     """What the engine does where we do not work."""
     return {"texts": engine.texts(prompts(2, 7)), "works": engine.connector.works,
-            "keeper": engine.keeper is not None}
+            "keeper": engine.keeper is not None, "stores": bool(engine.half and engine.half.prefixes)}
 
 
 SCENARIOS = {"returned": returned, "identical": identical, "prefixes": prefixes, "untouched": untouched,
-             "written": written}
+             "written": written, "lost": lost, "meanwhile": meanwhile, "reset": reset}
 
 
 def main():
@@ -189,8 +293,11 @@ def main():
         os.environ.setdefault(name, value)
     model, names = sys.argv[1], sys.argv[2:]
     options = json.loads(os.environ.get("DRIVER_OPTIONS", "{}"))
-    engine = Engine(model, **options)
-    print("RESULT " + json.dumps({name: SCENARIOS[name](engine) for name in names}), flush=True)
+    engine, found = Engine(model, **options), {}
+    for name in names:
+        found[name] = SCENARIOS[name](engine)
+        print(f"{name}: done", found[name] if len(str(found[name])) < 1000 else "", file=sys.stderr, flush=True)
+    print("RESULT " + json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

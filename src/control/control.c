@@ -188,8 +188,8 @@ void psi_control_decide(psi_control *control, const psi_reading *reading, const 
     decision->ceiling_bytes = psi_regrow_ceiling(control, reading);
     act(control, reading, demand, decision);
     decision->ceiling_bytes = psi_regrow_ceiling(control, reading);
-    decision->clean =
-        decision->index_headroom > CLEAN_ABOVE && demand->unwritten_bytes > 0 && decision->band != PSI_BAND_SAFETY;
+    decision->scarce = decision->index_headroom > CLEAN_ABOVE && decision->band != PSI_BAND_SAFETY;
+    decision->clean = decision->scarce && demand->unwritten_bytes > 0;
     psi_look_plan(control, reading, demand, decision);
     if (control->options.tune)
         psi_tuning_see(&control->tuning, reading, is_calm(control, reading, demand, decision));

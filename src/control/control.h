@@ -82,7 +82,8 @@ typedef struct psi_decision {
     bool urgent;            /* no time to go in steps: exhaustion within the horizon */
     bool refuse;            /* index above high: no new memory once nothing is left to trim */
     bool guarded; /* a comfort trim was due and withheld: budget spent, futile, or pressure without scarcity */
-    bool clean;   /* worth writing blocks to the store ahead of need */
+    bool scarce;  /* memory is getting so, and there is time: whoever can should write ahead of need */
+    bool clean;   /* and there are blocks to be written */
     psi_effect effect;
     uint64_t ceiling_bytes; /* resident bytes above which regrowing does not go for now; UINT64_MAX: none */
     uint64_t sleep_us;      /* until the next reading (look.c) */

@@ -70,6 +70,7 @@ struct psi_cache {
     _Atomic bool refuses, pressed;   /* above the high limit: and nothing left to give; at all */
     _Atomic uint64_t room_bytes;     /* may be filled again before the next reading */
     _Atomic bool uneasy;             /* above the lower limit */
+    _Atomic bool scarce;             /* as in the last decision */
     _Atomic bool recalls, exact;
     _Atomic double score_share, recall_share;
 };

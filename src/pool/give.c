@@ -119,6 +119,15 @@ static void tell_pools(psi_cache *cache, const psi_decision *decision) {
     }
 }
 
+/* Their owners write ahead themselves; a wish that stays is taken with their steps. */
+static void tell_scarcity(psi_cache *cache, bool scarce) {
+    if (!atomic_exchange(&cache->scarce, scarce) && scarce) {
+        for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
+            psi_remote_ring(pool);
+        }
+    }
+}
+
 static void wake_writer(psi_cache *cache, uint64_t until_us) {
     atomic_store(&cache->write_until_us, until_us);
     psi_os_bell_ring(&cache->writer_bell);
@@ -130,6 +139,7 @@ void psi_give(psi_cache *cache, const psi_decision *decision, const psi_demand *
     atomic_store(&cache->uneasy, pressed || decision->index > cache->control.options.low);
     atomic_store(&cache->refuses, decision->refuse && demand->evictable_bytes == 0);
     tell_pools(cache, decision);
+    tell_scarcity(cache, decision->scarce);
     uint64_t want = decision->trim_bytes + withdraw(cache);
     if (pressed && want > 0) {
         for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {

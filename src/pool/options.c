@@ -80,6 +80,8 @@ bool psi_cache_is_exact(const psi_cache *cache) { return atomic_load(&cache->exa
 
 bool psi_cache_is_uneasy(const psi_cache *cache) { return atomic_load(&cache->uneasy); }
 
+bool psi_cache_is_scarce(const psi_cache *cache) { return atomic_load(&cache->scarce); }
+
 double psi_cache_score_share(const psi_cache *cache) { return atomic_load(&cache->score_share); }
 
 double psi_cache_recall_share(const psi_cache *cache) { return atomic_load(&cache->recall_share); }

@@ -291,6 +291,8 @@ bool psi_cache_recomputes(const psi_cache *cache);
 uint64_t psi_cache_recompute_us(const psi_cache *cache);
 /* True while a trim is near or on its way: the index is above the lower limit. */
 bool psi_cache_is_uneasy(const psi_cache *cache);
+/* Memory is getting scarce, and there is time to write ahead. */
+bool psi_cache_is_scarce(const psi_cache *cache);
 int psi_cache_open_store(psi_cache *cache, psi_pool *pool);
 void psi_cache_add_pool(psi_cache *cache, psi_pool *pool);
 void psi_cache_remove_pool(psi_cache *cache, psi_pool *pool);

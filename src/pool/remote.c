@@ -66,6 +66,7 @@ static void note_moves(psi_pool *pool, const psi_pool_counts *counts) {
     pool->trims += counts->given_bytes > 0;
     pool->restores += counts->taken_bytes > 0;
     pool->refusals += counts->refusals;
+    pool->store_errors += counts->store_errors;
     if (counts->given_bytes > 0) {
         pool->given_at_us = psi_os_now_us();
         pool->first_given_at_us = pool->first_given_at_us != 0 ? pool->first_given_at_us : pool->given_at_us;
@@ -86,7 +87,8 @@ static uint64_t take_restore(psi_pool *pool) {
 }
 
 static psi_pool_wish take_wish(psi_pool *pool) {
-    psi_pool_wish wish = {.pressed = psi_cache_is_pressed(pool->cache)};
+    psi_pool_wish wish = {.pressed = psi_cache_is_pressed(pool->cache),
+                          .write_ahead = psi_cache_is_scarce(pool->cache)};
     if (!psi_is_forked_child(pool->cache)) {
         wish.trim_bytes = take_trim(pool);
         wish.restore_bytes = wish.trim_bytes > 0 ? 0 : take_restore(pool);
@@ -105,6 +107,7 @@ int psi_pool_report(psi_pool *pool, const psi_pool_counts *given, psi_pool_wish 
     pthread_mutex_lock(&pool->lock);
     pool->counts = counts;
     pool->resident = counts.resident;
+    pool->stored = counts.stored;
     pool->step++;
     note_moves(pool, &counts);
     psi_pool_wish made = take_wish(pool);

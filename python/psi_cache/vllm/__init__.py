@@ -12,9 +12,14 @@ The parts, each with one duty:
   hooks.py      is everything there that is needed? Else one line, and the engine runs untouched
   scheduler.py  the half in the scheduler's process: joins keeper, controller and channel
   keeper.py     which blocks have memory, which are withheld, which go next; knows no vLLM and no system
+  prefixes.py   cached prefixes go to the store and come back
+  shelf.py      which of them the store has, and where; knows no vLLM
   remote.py     the controller: libpsicache's pool of counts
-  channel.py    the socket between the halves
+  channel.py    the sockets between the halves
+  line.py       one of them to every worker: messages, and when all have answered
   worker.py     the half in each worker's process: answers the channel
+  records.py    the store of a worker: libpsicache's
+  step.py       a worker's step, held open for the moment in which the scheduler's half changes the pool
   pages.py      where a block's pages are; gives them back
   arena.py      a KV cache on whole pages, committed by touch, where vLLM lets us allocate it
   preempt.py    an option: a scheduler class that preempts for memory

@@ -1,4 +1,4 @@
-"""What vLLM calls: a KV connector (v1) that moves no KV. Each call is handed on to one of two halves; an error of ours is
+"""What vLLM calls: a KV connector (v1) that moves KV to a store of the same machine only. Each call is handed on to one of two halves; an error of ours is
 one line, and from then on the engine runs without us."""
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class PsiCacheConnector(KVConnectorBase_V1, SupportsHMA):
         if role == KVConnectorRole.SCHEDULER:
             self.scheduler_half = SchedulerHalf(vllm_config, kv_cache_config, engine_id, extra)
         else:
-            self.worker_half = WorkerHalf(vllm_config, kv_cache_config, engine_id)
+            store = extra.get("store") or os.environ.get("PSI_CACHE_STORE") or "file"
+            self.worker_half = WorkerHalf(vllm_config, kv_cache_config, engine_id, store != "none")
 
     def give_up(self, where: str, error: Exception) -> None:
         self.works = False
@@ -95,6 +96,12 @@ class PsiCacheConnector(KVConnectorBase_V1, SupportsHMA):
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         super().bind_connector_metadata(connector_metadata)
         self._clean(connector_metadata)
+        if self.worker_half is not None and self.works:
+            self.worker_half.step.begin()
+
+    def clear_connector_metadata(self) -> None:
+        super().clear_connector_metadata()
+        self.wait_for_save()
 
     @harmless(None)
     def _clean(self, metadata: Any) -> None:
@@ -112,7 +119,9 @@ class PsiCacheConnector(KVConnectorBase_V1, SupportsHMA):
         pass
 
     def wait_for_save(self) -> None:
-        pass
+        """The step ends; not while the scheduler's half holds it open."""
+        if self.worker_half is not None:
+            self.worker_half.step.end()
 
     # ---- scheduler -------------------------------------------------------------------------------
 
@@ -128,13 +137,24 @@ class PsiCacheConnector(KVConnectorBase_V1, SupportsHMA):
 
     @harmless((0, False))
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> Tuple[Optional[int], bool]:
+        """Prefixes that are stored come into the pool first, and are found there: None asks vLLM to ask again."""
         self.on_new_request(request)
+        if self.scheduler_half is not None and self.scheduler_half.must_wait(request, num_computed_tokens):
+            return None, False
         return 0, False
 
     @harmless(None)
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        if self.scheduler_half is not None and num_external_tokens > 0:
-            self.scheduler_half.allocated(blocks.get_block_ids())
+        if self.scheduler_half is not None:
+            self.scheduler_half.begun(request.request_id)
+            if num_external_tokens > 0:
+                self.scheduler_half.allocated(blocks.get_block_ids())
+
+    @harmless(True)
+    def reset_cache(self) -> Optional[bool]:
+        if self.scheduler_half is not None:
+            self.scheduler_half.forget_stored()
+        return True
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         return StepMetadata(self._scheduled(scheduler_output))

@@ -8,6 +8,8 @@ from typing import Any, List, Optional
 BASE_CALLS = ("bind_gpu_block_pool", "on_new_request", "register_kv_caches", "build_connector_meta")
 # Of the block pool; that they do what we take them to do is tried at start (see works_as_expected).
 POOL_CALLS = ("get_num_free_blocks", "touch", "evict_blocks", "free_blocks")
+# The same for prefixes in the store; without these they are computed again.
+STORE_CALLS = ("get_new_blocks", "get_cached_block", "cache_full_blocks")
 
 
 def missing_in_base(module: Any) -> Optional[str]:
@@ -38,3 +40,27 @@ def works_as_expected(pool: Any) -> bool:
     taken = pool.get_num_free_blocks() == free - 1 and block.ref_cnt == 1
     pool.free_blocks([block])
     return taken and pool.get_num_free_blocks() == free and block.ref_cnt == 0
+
+
+def missing_for_store(vllm_config: Any, kv_cache_config: Any, pool: Any) -> Optional[str]:
+    """Why prefixes cannot be stored, in words; "": there are none; None: they can.
+
+    A free block must be whole: no step is under way that still writes it when the next is scheduled. And its bytes must be
+    all that there is of it, under one name."""
+    if not getattr(pool, "enable_caching", False):
+        return ""
+    lacks = [name for name in STORE_CALLS if not callable(getattr(pool, name, None))]
+    lacks += ["cached_block_hash_to_block"] if not hasattr(pool, "cached_block_hash_to_block") else []
+    if lacks:
+        return f"the block pool has no {', '.join(lacks)}"
+    specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
+    if not all(any(kind.__name__ == "AttentionSpec" for kind in type(spec).__mro__) for spec in specs):
+        return "the model keeps more than attention's keys and values"
+    sizes = {spec.block_size for spec in specs} | {getattr(pool, "hash_block_size", specs[0].block_size)}
+    if len(sizes) != 1:
+        return f"its blocks are of {len(sizes)} sizes"
+    if getattr(vllm_config.scheduler_config, "async_scheduling", False):
+        return "steps are scheduled ahead (async_scheduling)"
+    if getattr(vllm_config.parallel_config, "pipeline_parallel_size", 1) > 1:
+        return "several steps run at a time (pipeline parallelism)"
+    return None

@@ -21,7 +21,7 @@ only while neither can be written.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set
 
 from .channel import MOST_RUNS, Run
 from .remote import Counts, Wish
@@ -41,7 +41,8 @@ def runs_of(blocks: Iterable[int], out: Callable[[int], bool]) -> List[Run]:
 
 
 class Keeper:
-    """`send` takes the runs to give back, and answers whether it could (the answer comes through `gave`)."""
+    """`send` takes the runs to give back, and the prefixes' names of those blocks that had one; it answers whether it
+    could (the answer comes through `gave`)."""
 
     def __init__(
         self,
@@ -49,7 +50,7 @@ class Keeper:
         block_bytes: int,
         floor_blocks: int,
         report: Callable[[Counts], Wish],
-        send: Callable[[List[Run]], bool],
+        send: Callable[[List[Run], Dict[int, Any]], bool],
         policy: str = "lru",
     ) -> None:
         self.pool, self.block_bytes, self.policy = pool, block_bytes, policy
@@ -69,6 +70,9 @@ class Keeper:
         self._kept = Wish()  # asked for while something was already going
         self.returned: List[int] = []  # to the pool; only kept where somebody asks (notes_returned)
         self.notes_returned = False
+        self.held = 0  # blocks that our side has for a moment, to fill them: prefixes.py
+        self.stored = self.loaded = 0  # what is told of the store: blocks that it has, and that came back so far
+        self.store_errors = 0  # since the last report
 
     # ---- what vLLM does ------------------------------------------------------------------------
 
@@ -107,7 +111,7 @@ class Keeper:
         return self.blocks - len(self.withheld) - len(self.going)
 
     def all_free(self) -> bool:
-        return self._free() == self.usable()
+        return self._free() == self.usable() - self.held
 
     def empty(self) -> int:
         return max(0, self.usable() - len(self.touched))
@@ -125,6 +129,8 @@ class Keeper:
             given_bytes=self._given_bytes,
             taken_bytes=self._taken_bytes,
             going_bytes=self._going_touched * self.block_bytes,
+            stored=self.stored,
+            store_errors=self.store_errors,
         )
 
     def gauges(self) -> Dict[str, int]:
@@ -133,6 +139,8 @@ class Keeper:
             "resident_blocks": len(self.touched) + self._going_touched,
             "withheld_blocks": len(self.withheld) + len(self.going),
             "given_bytes": self.given_bytes,
+            "stored_blocks": self.stored,
+            "loaded_blocks": self.loaded,
         }
 
     # ---- what is wanted ------------------------------------------------------------------------
@@ -156,7 +164,7 @@ class Keeper:
 
     def _ask(self) -> Wish:
         wish = self._report(self.counts())
-        self._given_bytes = self._taken_bytes = 0
+        self._given_bytes = self._taken_bytes = self.store_errors = 0
         return wish
 
     def _trim(self, wanted: int, idle: bool) -> None:
@@ -213,14 +221,15 @@ class Keeper:
             runs = runs[:MOST_RUNS]
             numbers = {number for run in runs for number in range(run.first, run.first + run.blocks)}
             chosen = [block for block in chosen if block.block_id in numbers]
+        worth = {block.block_id: block.block_hash for block in chosen if block.block_hash is not None}
         self.pool.touch(chosen)
-        self.pool.evict_blocks({block.block_id for block in chosen if block.block_hash is not None})
+        self.pool.evict_blocks(set(worth))
         for block in chosen:
             self.going[block.block_id] = block
             if block.block_id in self.touched:
                 del self.touched[block.block_id]
                 self._going_touched += 1
-        if not self._send(runs):
+        if not self._send(runs, worth):
             self.pool.free_blocks(list(self.going.values()))  # with their pages: as before
             self.touched.update((number, None) for number in self.going)
             self.going, self._going_touched = {}, 0
@@ -244,6 +253,14 @@ class Keeper:
             self.pool.free_blocks([self.withheld.pop(number) for number in numbers])
             self.returned += numbers if self.notes_returned else []
         return len(numbers)
+
+    def forget_returned(self, numbers: Set[int]) -> None:
+        """They are written as a whole, and need no cleaning."""
+        self.returned = [number for number in self.returned if number not in numbers]
+
+    def note_unclean(self, number: int) -> None:
+        """It was to be written as a whole, and was not."""
+        self.returned += [number] if self.notes_returned else []
 
     def put_all_back(self) -> None:
         """Without us the engine has its whole pool. Blocks whose pages are still going stay out."""

@@ -13,6 +13,8 @@ GAUGES = {
     "withheld_blocks": "KV cache blocks without memory that the engine may not use for now; vllm:kv_cache_usage_perc "
     "counts them as used",
     "given_bytes": "KV cache bytes given back to the system so far",
+    "stored_blocks": "blocks of cached prefixes that the store has, in memory or not",
+    "loaded_blocks": "blocks of prefixes that came back from the store so far",
 }
 
 

@@ -146,6 +146,11 @@ class Pages:
         for plane in self.planes:
             ctypes.memset(plane.base + block * plane.block_bytes, 0, plane.block_bytes)
 
+    def parts(self, block: int) -> List[Tuple[int, int]]:
+        """Address and bytes of all that is a block's."""
+        self.check(Run(block, 1))
+        return [(plane.base + block * plane.block_bytes, plane.block_bytes) for plane in self.planes]
+
     def commit_by_touch(self) -> int:
         """A cache that was filled with zeros at start and not used since: all of it goes back, and comes when it is
         written. Pages of the small size, so that a token commits no 2 MiB. Bytes that went."""

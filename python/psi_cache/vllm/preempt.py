@@ -1,10 +1,10 @@
-"""An option: a scheduler class that gives memory back within a step, and preempts for it.
+"""An option: a scheduler class that preempts for memory.
 
     --scheduler-cls psi_cache.vllm.preempt.PreemptingScheduler
 
-Without it a busy engine gives back free blocks at its next schedule, and blocks in use stay until their requests end or
-need more of them (vLLM preempts then). With it the pool has a lock, so that free blocks go while a step runs; and the
-newest request is preempted as soon as memory is wanted that only running requests have. Its price: a preempted request is
+Without it blocks in use stay until their requests end or need more of them (vLLM preempts then). With it the newest request
+is preempted as soon as memory is wanted that only running requests have. The pool has a lock then, so that free blocks go
+while a step runs, without holding it open. Its price: a preempted request is
 computed again from its first token on, as after any preemption of vLLM's; the scheduler's interface is not public; and
 with it vLLM schedules synchronously. At least one request keeps running."""
 

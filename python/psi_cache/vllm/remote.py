@@ -26,6 +26,8 @@ class PoolCounts(ctypes.Structure):
         ("given_bytes", ctypes.c_uint64),
         ("taken_bytes", ctypes.c_uint64),
         ("going_bytes", ctypes.c_uint64),
+        ("stored", ctypes.c_uint32),
+        ("store_errors", ctypes.c_uint32),
     ]
 
 
@@ -37,6 +39,7 @@ class PoolWish(ctypes.Structure):
         ("trim_bytes", ctypes.c_uint64),
         ("restore_bytes", ctypes.c_uint64),
         ("pressed", ctypes.c_int),
+        ("write_ahead", ctypes.c_int),
     ]
 
 
@@ -50,6 +53,8 @@ class Counts:
     given_bytes: int = 0
     taken_bytes: int = 0
     going_bytes: int = 0
+    stored: int = 0
+    store_errors: int = 0
 
 
 @dataclass
@@ -59,6 +64,7 @@ class Wish:
     trim_bytes: int = 0
     restore_bytes: int = 0
     pressed: bool = False
+    write_ahead: bool = False
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -115,7 +121,8 @@ class Remote:
             setattr(told, name, value)
         if self._library.psi_pool_report(self._pool, ctypes.byref(told), ctypes.byref(self._wish)) != 0:
             return Wish()
-        return Wish(self._wish.trim_bytes, self._wish.restore_bytes, bool(self._wish.pressed))
+        wish = self._wish
+        return Wish(wish.trim_bytes, wish.restore_bytes, bool(wish.pressed), bool(wish.write_ahead))
 
     def close(self) -> None:
         if self._pool:
