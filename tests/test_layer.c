@@ -165,6 +165,25 @@ static void test_what_was_written_before_the_step_and_is_whole_may_go_in_it(void
     close_engine(&e);
 }
 
+/* The next step may be another sequence's: then it goes as what sleeps does, and is there when its own comes. */
+static void test_what_was_loaded_sleeps_until_its_own_step(void **state) {
+    (void)state;
+    engine e = make_engine("file", psi_os_page_bytes());
+    psi_pool_step_end(e.pool);
+    (void)psi_block_write(e.pool, 5);
+    psi_block_settle(e.pool, 5);
+    assert_int_equal(psi_cache_trim(e.cache, 1), 0);
+    psi_block_used(e.pool, 0);
+    (void)psi_pool_step(e.pool);
+    assert_int_equal(psi_block_get_state(e.pool, 5), PSI_BLOCK_STORED);
+    assert_false(e.pool->block[5].hidden);
+    psi_pool_step_end(e.pool);
+    psi_block_used(e.pool, 5);
+    (void)psi_pool_step(e.pool);
+    assert_int_equal(psi_block_get_state(e.pool, 5), PSI_BLOCK_RESIDENT);
+    close_engine(&e);
+}
+
 static void clean_all(engine *e) {
     while (psi_clean_one(e->pool, PSI_TRIM_ALL) > 0) {
     }
@@ -293,6 +312,7 @@ int main(void) {
         cmocka_unit_test(test_a_request_is_answered_between_two_layers),
         cmocka_unit_test(test_what_the_step_writes_stays),
         cmocka_unit_test(test_what_was_written_before_the_step_and_is_whole_may_go_in_it),
+        cmocka_unit_test(test_what_was_loaded_sleeps_until_its_own_step),
         cmocka_unit_test(test_the_watcher_waits_for_no_layer_and_takes_nothing_from_the_one_that_runs),
         cmocka_unit_test(test_a_block_that_comes_back_while_a_part_of_it_lingers_is_whole),
         cmocka_unit_test(test_a_step_that_ends_leaves_no_part_behind),

@@ -259,7 +259,10 @@ void psi_block_changes(psi_pool *pool, uint32_t block) {
 void psi_block_settle(psi_pool *pool, uint32_t block) {
     pthread_mutex_lock(&pool->lock);
     psi_block *b = &pool->block[block];
-    b->settled = b->written == pool->step + 1;
+    if (b->written == pool->step + 1) {
+        b->settled = true;
+        b->used = pool->step; /* the coming step may be another's: it is to name what it reads */
+    }
     pthread_mutex_unlock(&pool->lock);
 }
 
