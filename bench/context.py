@@ -70,13 +70,9 @@ def setting(part, **more):
             "llama_cpp_python": where["llama_cpp_python"], **more}
 
 
-def build_of(side):
-    return "stock" if side == "stock" else rig.library_build()
-
-
 def load(wanted):
     return records.load(os.path.join(rig.BUILD, RECORDS), lambda record: record["setting"] == wanted
-                        and record["build"] == build_of(record["side"]))
+                        and record["build"] == rig.build_of(record["side"]))
 
 
 def keep(record):
@@ -235,7 +231,7 @@ def key_part(options):
                      write_tokens("question", question))
         record["found"] = {when: text is not None and quality_tasks.score(text, answers) == 1
                            for when, text in record["answers"].items()}
-        keep({**record, "setting": wanted, "build": build_of(side), "seed": seed, "side": side, "times": times})
+        keep({**record, "setting": wanted, "build": rig.build_of(side), "seed": seed, "side": side, "times": times})
         tell("%d/%d document %d" % (at + 1, len(missing), seed), side, record)
     return key_summary(load(wanted), options, limit_bytes, spike_bytes, stock_bytes)
 
@@ -308,7 +304,7 @@ def board_part(board, options):
         tokens = context - TAIL_TOKENS if side == "ours" else 512
         record = run(side, context, scaled["limit_bytes"], scaled["spike_bytes"], write_tokens(
             "document", numbers(board, tokens)), options, model=board_model(board, board.layers_run))
-        keep({**record, "setting": wanted, "build": build_of(side), "side": side})
+        keep({**record, "setting": wanted, "build": rig.build_of(side), "side": side})
         tell(board.name, side, record | {"found": None})
     return {"board": board.name, "device": board.device, "model": board.model, "stock_tokens": board.stock_tokens,
             "ours_tokens": board.ours_tokens, "layers_run": board.layers_run, "layers": board.layers, "whole": whole,

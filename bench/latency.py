@@ -117,7 +117,7 @@ def turn(number, work, side, options):
         steps = classify(engine.events[begin:])
         engine.stop()
         stats = engine.last_stats()
-    return {"setting": setting(options), "build": build_of(side), "number": number, "work": work, "side": side,
+    return {"setting": setting(options), "build": rig.build_of(side), "number": number, "work": work, "side": side,
             "steps_ms": steps, "trimmed_bytes": stats.get("trimmed_bytes"), "restored_bytes": stats.get("restored_bytes"),
             "date": time.strftime("%Y-%m-%d %H:%M:%S")}
 
@@ -128,13 +128,9 @@ def setting(options):
             "cpu": where["cpu"], "kernel": where["kernel"], "llama_cpp_python": where["llama_cpp_python"]}
 
 
-def build_of(side):
-    return "stock" if side == "stock" else rig.library_build()
-
-
 def load_turns(options):
     return records.load(os.path.join(rig.BUILD, RECORDS), lambda record: record["setting"] == setting(options)
-                        and record["build"] == build_of(record["side"]))
+                        and record["build"] == rig.build_of(record["side"]))
 
 
 def main():

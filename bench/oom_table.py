@@ -75,10 +75,6 @@ def setting(options):
             "cpu": where["cpu"], "model_bytes": os.path.getsize(rig.model_file())}
 
 
-def build_of(side):
-    return "stock" if side.mode == "stock" else rig.library_build()
-
-
 def plan_for(options):
     """Measures once what stock needs with the whole static cache, without a limit."""
     def plan(stock_bytes):
@@ -199,7 +195,7 @@ def record_of(side, number, plan, options, drawn, engine, spike, kills, samples,
     failed = not killed and (not timing["in_time"] or not engine.ended_well())
     spike_s = [spike.begin_s, spike.full_s, spike.end_s] if spike is not None else [None] * 3
     return {"setting": setting(options), "seed": options.seed, "side": side.name, "number": number,
-            "build": build_of(side), "limit_bytes": plan.limit_bytes, "most_bytes": plan.most_bytes,
+            "build": rig.build_of(side.mode), "limit_bytes": plan.limit_bytes, "most_bytes": plan.most_bytes,
             "context_tokens": plan.context_of(side), "fill_tokens": plan.fill_of(side),
             "spike": vars(drawn) if side.pressed else None, "killed": killed, "kills": kills,
             "failed": failed, "said": engine.said()[-600:] if failed else "", "refused": engine.refused,
@@ -240,7 +236,7 @@ def thin(samples, zero_s):
 
 def load_runs(options, plan, only=None):
     """The runs that count, one of each side and number."""
-    wanted, builds = setting(options), {side.name: build_of(side) for side in options.sides}
+    wanted, builds = setting(options), {side.name: rig.build_of(side.mode) for side in options.sides}
 
     def counts(record):
         return (record["setting"] == wanted and record["seed"] == options.seed

@@ -23,7 +23,7 @@ import os
 import sys
 import time
 
-from rig_base import (BUILD, CONTEXT_TOKENS, HERE, MB, MIB, MODES, STATE_TOKENS, WEIGHTS, demo, engine_command,  # noqa: F401
+from rig_base import (BUILD, CONTEXT_TOKENS, HERE, MB, MIB, MODES, STATE_TOKENS, WEIGHTS, build_of, demo, engine_command,  # noqa: F401
                       leave_on_signals, library_build, library_file, library_knows_modes, machine_line, model_file,
                       prepare, program, save, say, state_file)
 from rig_beside import Sampler, Spike

@@ -100,6 +100,11 @@ def library_build():
         return hashlib.sha256(file.read()).hexdigest()[:12]
 
 
+def build_of(mode):
+    """What a mode's runs are runs of: the library's bytes; stock's engine does not depend on them."""
+    return "stock" if mode == "stock" else library_build()
+
+
 def library_knows_modes():
     """Whether PSI_CACHE_MODE does anything in this build."""
     with open(library_file(), "rb") as file:

@@ -70,11 +70,6 @@ def chosen_cells(text):
     return list(dict.fromkeys(chosen))
 
 
-def build_of(mode):
-    """What a mode's runs are runs of: the library's bytes; stock's engine does not depend on them."""
-    return "stock" if mode == "stock" else rig.library_build()
-
-
 def schedule(options, done):
     """(cell, mode, number) of all runs that are missing, round by round: in a round each cell once in each of its
     modes, cells in a drawn order, modes rotating, so that what the machine does meanwhile hits all alike."""
@@ -136,7 +131,7 @@ def record_of(cell, mode, plan, engine, spike, kills, timing, ready_s):
     reached, fastest = spike.reached_bytes_per_s, spike.fastest_bytes_per_s
     stats = engine.last_stats()
     failed = kills["count"] == 0 and (not timing["in_time"] or not engine.alive())
-    return {"rate_mb_s": cell[0], "weights": cell[1], "mode": mode, "build": build_of(mode),
+    return {"rate_mb_s": cell[0], "weights": cell[1], "mode": mode, "build": rig.build_of(mode),
             "limit_bytes": plan.limit_bytes, "spike_bytes": plan.spike_bytes, "killed": kills["count"] > 0,
             "kills": kills, "failed": failed, "said": engine.said()[-600:] if failed else "",
             "unpressed_ms": rig.median(before), "median_ms": rig.median(within),
@@ -167,7 +162,7 @@ def load_records(plans):
                 continue  # cut off by a power cut; that run is done again
             mode = record["mode"]
             if mode not in builds:
-                builds[mode] = build_of(mode)
+                builds[mode] = rig.build_of(mode)
             plan = plans[record["weights"]]
             if record["build"] == builds[mode] and (record["limit_bytes"], record["spike_bytes"]) == (
                     plan.limit_bytes, plan.spike_bytes):

@@ -164,9 +164,9 @@ def test_this_machine():
 def test_paths_and_names_are_taken_out_of_everything():
     value = {"said": "cannot open /home/jane/models/x.gguf: no such file", "host": ["robot-7", "robot-70", "a robot-7."],
              "/home/jane/key": 1, "kept": "/proc/pressure/memory /var/tmp", "group": "/sys/fs/cgroup/a.slice/jane.scope/memory.max",
-             "command": "/work/clone/bench/scale.py --mib 64",
+             "command": "/opt/clone/bench/scale.py --mib 64",
              "number": 3, "none": None}
-    clean = device.scrubbed(value, [("/work/clone", "<benches>")], ["robot-7"])
+    clean = device.scrubbed(value, [("/opt/clone", "<benches>")], ["robot-7"])
     assert clean == {"said": "cannot open <path>: no such file", "host": ["<name>", "robot-70", "a <name>."], "<path>": 1,
                      "kept": "/proc/pressure/memory /var/tmp", "group": "/sys/fs/cgroup/<group>/memory.max",
                      "command": "<benches>/bench/scale.py --mib 64", "number": 3,

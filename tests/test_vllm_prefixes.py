@@ -100,6 +100,13 @@ class Bench:
             assert self.answer() == channel.PUT
             self.prefixes.write_ahead()
 
+    def store(self, name, words):
+        """A text that was here, and is in the store alone."""
+        request = self.run(name, words)
+        self.write_all()
+        self.lose_from_pool()
+        return request
+
     def lose_from_pool(self):
         """Every cached block is made of something else."""
         taken = self.pool.get_new_blocks(self.pool.get_num_free_blocks())
@@ -115,9 +122,7 @@ class Bench:
 
 def test_a_prefix_goes_to_the_store_and_comes_back():
     bench = Bench()
-    first = bench.run("first", WORDS[:6])
-    bench.write_all()
-    bench.lose_from_pool()
+    first = bench.store("first", WORDS[:6])
     again = FakeRequest("again", WORDS[:6])
     assert bench.begin(again) is None  # it waits
     assert bench.begin(again) is None and len(bench.sent) == 1  # and asks but once
@@ -133,9 +138,7 @@ def test_a_prefix_goes_to_the_store_and_comes_back():
 
 def test_two_texts_that_begin_alike_load_their_prefix_once():
     bench = Bench()
-    bench.run("first", WORDS[:6])
-    bench.write_all()
-    bench.lose_from_pool()
+    bench.store("first", WORDS[:6])
     left, right = FakeRequest("left", WORDS[:6] + ["x"]), FakeRequest("right", WORDS[:6] + ["y"])
     assert bench.begin(left) is None and bench.begin(right) is None
     assert len(bench.sent) == 1
@@ -152,9 +155,7 @@ def test_two_texts_that_begin_alike_load_their_prefix_once():
 
 def test_what_cannot_be_read_is_computed_again():
     bench = Bench()
-    bench.run("first", WORDS[:4])
-    bench.write_all()
-    bench.lose_from_pool()
+    bench.store("first", WORDS[:4])
     again = FakeRequest("again", WORDS[:4])
     assert bench.begin(again) is None
     bench.answer([0, 0, errno.EIO, 0])
@@ -169,9 +170,7 @@ def test_what_cannot_be_read_is_computed_again():
 
 def test_a_line_that_is_full_is_no_loss():
     bench = Bench()
-    bench.run("first", WORDS[:4])
-    bench.write_all()
-    bench.lose_from_pool()
+    bench.store("first", WORDS[:4])
     bench.line_is_full = True
     again = FakeRequest("again", WORDS[:4])
     assert bench.begin(again) is None
@@ -182,9 +181,7 @@ def test_a_line_that_is_full_is_no_loss():
 
 def test_a_request_that_is_aborted_meanwhile_leaves_its_prefix_behind():
     bench = Bench()
-    bench.run("first", WORDS[:4])
-    bench.write_all()
-    bench.lose_from_pool()
+    bench.store("first", WORDS[:4])
     again = FakeRequest("again", WORDS[:4])
     assert bench.begin(again) is None
     bench.prefixes.ended("again")
@@ -216,9 +213,7 @@ def test_a_request_that_comes_again_may_load_again():
 
 def test_a_store_that_does_not_answer_is_waited_for_but_so_long():
     bench = Bench()
-    bench.run("first", WORDS[:4])
-    bench.write_all()
-    bench.lose_from_pool()
+    bench.store("first", WORDS[:4])
     again, other = FakeRequest("again", WORDS[:4]), FakeRequest("other", WORDS[:4])
     assert bench.begin(again) is None and bench.begin(other) is None
     bench.now += PATIENCE_S + 0.1
@@ -253,9 +248,7 @@ def test_what_the_pool_has_is_not_taken_for_what_it_has_not():
 
 def test_no_room_for_it_means_no_load_and_an_untouched_pool():
     bench = Bench(blocks=9)
-    bench.run("first", WORDS[:6])
-    bench.write_all()
-    bench.lose_from_pool()
+    bench.store("first", WORDS[:6])
     bench.prefixes.margin = 4
     before = list(bench.pool.queue)
     again = FakeRequest("again", WORDS[:6])
@@ -295,9 +288,7 @@ def test_new_weights_while_blocks_are_written_or_read():
     assert bench.pool.reset_prefix_cache()
     bench.answer()
     assert not len(bench.prefixes.shelf)
-    bench.run("second", WORDS[:4])
-    bench.write_all()
-    bench.lose_from_pool()
+    bench.store("second", WORDS[:4])
     again = FakeRequest("again", WORDS[:4])
     assert bench.begin(again) is None
     bench.prefixes.reset()  # as a connector is told to
@@ -340,9 +331,7 @@ def test_blocks_in_use_are_not_written():
 def test_windows_need_their_last_blocks_only():
     groups = (Group(16, 0), Group(16, 33))  # the second sees 33 tokens: two blocks, and the one that is written
     bench = Bench(blocks=80, records=80, groups=groups)
-    bench.run("first", WORDS[:6])
-    bench.write_all()
-    bench.lose_from_pool()
+    bench.store("first", WORDS[:6])
     again = FakeRequest("again", WORDS[:6])
     assert bench.prefixes._wanted(again) == ([(0, i) for i in range(6)] + [(1, 4), (1, 5)], 6)
     bench.prefixes.shelf._forget(key_of(again.block_hashes[4], 1))  # a hole: the text goes on before it
@@ -353,9 +342,7 @@ def test_windows_need_their_last_blocks_only():
 
 def test_the_last_token_is_always_computed():
     bench = Bench()
-    bench.run("first", WORDS[:4])
-    bench.write_all()
-    bench.lose_from_pool()
+    bench.store("first", WORDS[:4])
     again = FakeRequest("again", WORDS[:4], tokens=64)  # not one token more than its blocks
     assert bench.prefixes._wanted(again)[1] == 3
 

@@ -72,10 +72,7 @@ void psi_block_lose(psi_pool *pool, uint32_t block, int error) {
 
 static int read_record(psi_pool *pool, uint32_t slot) {
     uint64_t began_us = psi_os_now_us();
-    int error = psi_store_read(pool->store, slot, pool->record);
-    for (int i = 1; i < PSI_READ_TRIES && error != 0; i++) {
-        error = psi_store_read(pool->store, slot, pool->record);
-    }
+    int error = psi_store_read_again(pool->store, slot, pool->record);
     if (error == 0) {
         pool->read_us += psi_os_now_us() - began_us;
         pool->read_bytes += pool->record_bytes;

@@ -156,9 +156,6 @@ const unsigned char *psi_block_read(psi_pool *pool, uint32_t block);
 void psi_block_fill(psi_pool *pool, uint32_t block, const unsigned char *record);
 /* A STORED block cannot be read: counts it, says the first, and moves it to DROPPED. */
 void psi_block_lose(psi_pool *pool, uint32_t block, int error);
-/* A record is read up to so many times before it counts as lost: a direct read may fail for want of memory, just then.
- */
-enum { PSI_READ_TRIES = 3 };
 
 /* blocks.c, for engines that compute dropped blocks again; they take the pool's lock. The block becomes RESIDENT, and
  * does not go before the next step: the caller fills it now. It is not newer for that. Bytes of it, if it was DROPPED.

@@ -120,20 +120,11 @@ int psi_records_put(psi_records *records, uint32_t number, const psi_part *parts
     return error;
 }
 
-/* A direct read may fail for want of memory, just then. */
-static int read_record(psi_records *records, uint32_t number) {
-    int error = -EIO;
-    for (int tries = 0; tries < PSI_READ_TRIES && error != 0; tries++) {
-        error = psi_store_read(records->store, number, records->joined);
-    }
-    return error;
-}
-
 static int get(psi_records *records, uint32_t number, const psi_part *parts, uint32_t count) {
     if (!records->has[number]) {
         return -ENOENT;
     }
-    int error = read_record(records, number);
+    int error = psi_store_read_again(records->store, number, records->joined);
     if (error != 0) {
         records->has[number] = 0;
         return error;

@@ -165,6 +165,14 @@ int psi_store_read(psi_store *store, uint32_t slot, void *record) {
     return error == 0 ? psi_store_check(store, slot, record) : error;
 }
 
+int psi_store_read_again(psi_store *store, uint32_t slot, void *record) {
+    int error = -EIO;
+    for (int tries = 0; tries < PSI_READ_TRIES && error != 0; tries++) {
+        error = psi_store_read(store, slot, record);
+    }
+    return error;
+}
+
 void psi_store_rest(psi_store *store) {
     if (store->ahead_touched) {
         store->ahead_touched = false;

@@ -31,6 +31,10 @@ int psi_store_put(psi_store *store, uint32_t slot, const void *record);
 int psi_store_read(psi_store *store, uint32_t slot, void *record);
 void psi_store_rest(psi_store *store);
 
+/* The same, tried again where it fails: a direct read may for want of memory, just then. */
+enum { PSI_READ_TRIES = 3 };
+int psi_store_read_again(psi_store *store, uint32_t slot, void *record);
+
 /* The same in two: get needs no lock, and what it got counts only if check, called while nobody can reuse the slot,
  * says 0. */
 int psi_store_get(const psi_store *store, uint32_t slot, void *record);

@@ -55,7 +55,7 @@ static const char *python_of(const char *clone, char path[PATH_MAX]) {
     return "python3";
 }
 
-static int become_python(int argc, char **argv) {
+int tool_bench(int argc, char **argv) {
     char program[PATH_MAX], clone[PATH_MAX], own_python[PATH_MAX];
     if (!find_program(program, clone)) {
         fprintf(stderr,
@@ -77,7 +77,3 @@ static int become_python(int argc, char **argv) {
     free(words);
     return TOOL_NOTHING;
 }
-
-int tool_bench(int argc, char **argv) { return become_python(argc, argv); }
-
-int tool_report(int argc, char **argv) { return become_python(argc, argv); }

@@ -10,7 +10,7 @@ static const struct {
 } the_subcommands[] = {
     {"run", tool_run},         {"doctor", tool_doctor}, {"status", tool_status}, {"trim", tool_trim},
     {"restore", tool_restore}, {"watch", tool_watch},   {"record", tool_record}, {"replay", tool_replay},
-    {"bench", tool_bench},     {"report", tool_report},
+    {"bench", tool_bench},     {"report", tool_bench},
 };
 
 static int help(const char *subcommand) {

@@ -27,8 +27,7 @@ int tool_restore(int argc, char **argv);
 int tool_watch(int argc, char **argv);
 int tool_record(int argc, char **argv);
 int tool_replay(int argc, char **argv);
-int tool_bench(int argc, char **argv);
-int tool_report(int argc, char **argv);
+int tool_bench(int argc, char **argv); /* and report */
 
 /* help.c: NULL for the overview; false when there is no such subcommand. */
 bool tool_help(FILE *out, const char *subcommand);

@@ -42,6 +42,15 @@ def works_as_expected(pool: Any) -> bool:
     return taken and pool.get_num_free_blocks() == free and block.ref_cnt == 0
 
 
+def overlap_of_steps(vllm_config: Any) -> Optional[str]:
+    """Why the pool may be changed while a step runs, in words; None: it is not."""
+    if getattr(vllm_config.scheduler_config, "async_scheduling", False):
+        return "steps are scheduled ahead (async_scheduling)"
+    if getattr(vllm_config.parallel_config, "pipeline_parallel_size", 1) > 1:
+        return "several steps run at a time (pipeline parallelism)"
+    return None
+
+
 def missing_for_store(vllm_config: Any, kv_cache_config: Any, pool: Any) -> Optional[str]:
     """Why prefixes cannot be stored, in words; "": there are none; None: they can.
 
@@ -59,8 +68,4 @@ def missing_for_store(vllm_config: Any, kv_cache_config: Any, pool: Any) -> Opti
     sizes = {spec.block_size for spec in specs} | {getattr(pool, "hash_block_size", specs[0].block_size)}
     if len(sizes) != 1:
         return f"its blocks are of {len(sizes)} sizes"
-    if getattr(vllm_config.scheduler_config, "async_scheduling", False):
-        return "steps are scheduled ahead (async_scheduling)"
-    if getattr(vllm_config.parallel_config, "pipeline_parallel_size", 1) > 1:
-        return "several steps run at a time (pipeline parallelism)"
-    return None
+    return overlap_of_steps(vllm_config)

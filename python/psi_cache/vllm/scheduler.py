@@ -71,13 +71,8 @@ class SchedulerHalf:
         self._hold: Optional[int] = None  # asked for
         self._ask_again_ms = ASK_AGAIN_MS
         self._gives_later: Optional[List[List[channel.Run]]] = None  # while a step is held: what is to go after it
-        # Else steps overlap, and the pool may be changed while one runs.
-        parallel, scheduler = vllm_config.parallel_config, vllm_config.scheduler_config
-        self._may_hold = (
-            not getattr(scheduler, "async_scheduling", False)
-            and getattr(parallel, "pipeline_parallel_size", 1) == 1
-            and getattr(vllm_config, "max_concurrent_batches", 1) == 1
-        )
+        overlaps = hooks.overlap_of_steps(vllm_config) is not None or getattr(vllm_config, "max_concurrent_batches", 1) != 1
+        self._may_hold = not overlaps
         self.pool_is_guarded = False  # every change of the pool is made under our lock: preempt.py
 
     # ---- start -----------------------------------------------------------------------------------

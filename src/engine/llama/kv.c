@@ -434,32 +434,24 @@ static void say_lost(psi_kv *kv, cell_range cells) {
     }
 }
 
-static void touch_block(psi_kv *kv, uint32_t block, bool write) {
-    if (write) {
+static void touch_block(psi_kv *kv, uint32_t block, psi_kv_access access) {
+    if (access == KV_WROTE) {
+        psi_block_settle(kv->pool, block);
+    } else if (access == KV_WRITE) {
         (void)psi_block_write(kv->pool, block);
     } else {
         (void)psi_block_restore(kv->pool, block); /* and it does not go before the next step */
     }
 }
 
-void psi_kv_settle(psi_kv *kv, const kv_tensor *which, const void *address, size_t count) {
-    if (count == 0 || which == NULL || kv->pool == NULL) {
-        return;
-    }
-    cell_range cells = cells_of(kv, which, (size_t)((const unsigned char *)address - which->data), count);
-    for (uint32_t i = block_of_cell(kv, cells.first); i <= block_of_cell(kv, cells.last) && i < kv->blocks; i++) {
-        psi_block_settle(kv->pool, i);
-    }
-}
-
-void psi_kv_touch(psi_kv *kv, const kv_tensor *which, const void *address, size_t count, bool write) {
+void psi_kv_touch(psi_kv *kv, const kv_tensor *which, const void *address, size_t count, psi_kv_access access) {
     if (count == 0 || which == NULL) {
         return;
     }
     cell_range cells = cells_of(kv, which, (size_t)((const unsigned char *)address - which->data), count);
-    if (write) {
+    if (access == KV_WRITE) {
         note_rows(kv, which, cells);
-    } else {
+    } else if (access == KV_READ) {
         say_lost(kv, cells);
     }
     if (kv->pool == NULL) {
@@ -468,7 +460,7 @@ void psi_kv_touch(psi_kv *kv, const kv_tensor *which, const void *address, size_
     for (uint32_t i = block_of_cell(kv, cells.first); i <= block_of_cell(kv, cells.last) && i < kv->blocks; i++) {
         /* what is empty stays so until its K is written: V's range may be wider than what is meant */
         if (which->is_key || psi_block_get_state(kv->pool, i) != PSI_BLOCK_EMPTY) {
-            touch_block(kv, i, write);
+            touch_block(kv, i, access);
         }
     }
 }

@@ -117,11 +117,11 @@ bool psi_kv_copy_stream(const tensor *from, const tensor *to);
 /* Makes the pool, once it is known whether V is transposed. */
 void psi_kv_open_pool(psi_kv *kv, bool v_transposed);
 
-/* The engine reads or writes [address, address + count) of a tensor outside a graph: stored blocks come back first. */
-void psi_kv_touch(psi_kv *kv, const kv_tensor *which, const void *address, size_t count, bool write);
+/* READ and WRITE: about to. WROTE: it is over, and what was written may go in the coming step, as any other block. */
+typedef enum psi_kv_access { KV_READ, KV_WRITE, KV_WROTE } psi_kv_access;
 
-/* The write is over: what was written may go in the coming step, as any other block. */
-void psi_kv_settle(psi_kv *kv, const kv_tensor *which, const void *address, size_t count);
+/* The engine's access to [address, address + count) of a tensor outside a graph: stored blocks come back first. */
+void psi_kv_touch(psi_kv *kv, const kv_tensor *which, const void *address, size_t count, psi_kv_access access);
 
 /* Everything comes back, and nothing goes before the next step: for a graph that uses the cache in a way of its own. */
 void psi_kv_make_whole(psi_kv *kv);

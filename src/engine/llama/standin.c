@@ -176,22 +176,12 @@ void ggml_backend_sched_free(void *sched) {
     }
 }
 
-static void touch(const tensor *t, size_t offset, size_t size, bool write) {
+static void touch(const tensor *t, size_t offset, size_t size, psi_kv_access access) {
     const kv_tensor *which = NULL;
     psi_kv_lock();
     psi_kv *kv = t->data != NULL ? psi_kv_of_address(t->data, &which) : NULL;
     if (kv != NULL) {
-        psi_kv_touch(kv, which, (const unsigned char *)t->data + offset, size, write);
-    }
-    psi_kv_unlock();
-}
-
-static void settle(const tensor *t, size_t offset, size_t size) {
-    const kv_tensor *which = NULL;
-    psi_kv_lock();
-    psi_kv *kv = t->data != NULL ? psi_kv_of_address(t->data, &which) : NULL;
-    if (kv != NULL) {
-        psi_kv_settle(kv, which, (const unsigned char *)t->data + offset, size);
+        psi_kv_touch(kv, which, (const unsigned char *)t->data + offset, size, access);
     }
     psi_kv_unlock();
 }
@@ -220,7 +210,7 @@ void ggml_backend_tensor_get(const tensor *t, void *data, size_t offset, size_t 
     const psi_abi *abi = psi_abi_of(CALLER);
     if (abi != NULL && abi->fits) {
         recompute_rows(t, offset, size);
-        touch(t, offset, size, false);
+        touch(t, offset, size, KV_READ);
     }
     if (abi != NULL && abi->tensor_get != NULL) {
         abi->tensor_get(t, data, offset, size);
@@ -230,20 +220,20 @@ void ggml_backend_tensor_get(const tensor *t, void *data, size_t offset, size_t 
 void ggml_backend_tensor_set(tensor *t, const void *data, size_t offset, size_t size) {
     const psi_abi *abi = psi_abi_of(CALLER);
     if (abi != NULL && abi->fits) {
-        touch(t, offset, size, true);
+        touch(t, offset, size, KV_WRITE);
     }
     if (abi != NULL && abi->tensor_set != NULL) {
         abi->tensor_set(t, data, offset, size);
     }
     if (abi != NULL && abi->fits) {
-        settle(t, offset, size);
+        touch(t, offset, size, KV_WROTE);
     }
 }
 
 void ggml_backend_tensor_memset(tensor *t, uint8_t value, size_t offset, size_t size) {
     const psi_abi *abi = psi_abi_of(CALLER);
     if (abi != NULL && abi->fits) {
-        touch(t, offset, size, true);
+        touch(t, offset, size, KV_WRITE);
     }
     if (abi != NULL && abi->tensor_memset != NULL) {
         abi->tensor_memset(t, value, offset, size);
@@ -270,8 +260,8 @@ void ggml_backend_tensor_copy(tensor *from, tensor *to) {
         if (psi_kv_copy_stream(from, to)) {
             return;
         }
-        touch(from, 0, abi->nbytes(from), false);
-        touch(to, 0, abi->nbytes(to), true);
+        touch(from, 0, abi->nbytes(from), KV_READ);
+        touch(to, 0, abi->nbytes(to), KV_WRITE);
         copy_books(from, to, abi->nbytes(from));
     }
     if (abi != NULL && abi->tensor_copy != NULL) {
