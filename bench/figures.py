@@ -30,6 +30,15 @@ def mean(values):
     return float(numpy.mean(values)) if len(values) else None
 
 
+def bootstrap_numbers(numbers, figure, draws=DRAWS, seed=1):
+    """95 % interval of figure(numbers) by drawing the numbers again; None of fewer than two."""
+    if len(numbers) < 2:
+        return None
+    generator = numpy.random.default_rng(seed)
+    drawn = [figure([numbers[i] for i in generator.integers(0, len(numbers), len(numbers))]) for _ in range(draws)]
+    return [float(bound) for bound in numpy.quantile(drawn, (0.025, 0.975))]
+
+
 def bootstrap(runs, figure, draws=DRAWS, seed=1):
     """95 % interval of figure(values of all runs together), by drawing whole runs again: the values of a run (its
     steps) are not independent of each other. `runs`: one list of values a run. None where there is only one run."""

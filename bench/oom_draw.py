@@ -18,13 +18,14 @@ FIT_BYTES = 8 * MIB    # what the smaller context leaves free at the largest spi
 CONTEXT_STEP = 256     # a context's tokens come in such steps (llama.cpp)
 PROMPTS = 4            # different texts; each has an unpressed run of its own
 PROMPT_TOKENS, PROMPT_PIECE = 256, 64
-MOMENTS = 44           # a spike begins before one of the prompt's 4 pieces or one of the first 40 tokens
+MOMENTS = 24           # a spike begins before one of the prompt's 4 pieces or one of the first 20 tokens
 SPAN_TOKENS = 768      # most tokens that an answer may have
 
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """mode: as in rig.MODES. fits: has the smaller context. pressed: has a spike in its runs. rival: what stands beside it
+    """mode: as in rig.MODES. fits: has the smaller context. pressed: its spike is in the limit; else the same spike comes in a
+    group without one: as much work for the machine, and memory for all. rival: what stands beside it
     (bench/oom_rivals.py): "restart", "earlyoom" (its rule, and a restart) or "zram". other: one of what people use
     instead, which the short form leaves out."""
     name: str

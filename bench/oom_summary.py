@@ -7,11 +7,9 @@ BOOTSTRAP_DRAWS = 400
 
 
 def pressed_steps(run):
-    """Times of the steps of one token that touch the time of the spike; of a run without a spike all. A step that was
+    """Times of the steps of one token that touch the time of the spike; a step that was
     under way at a kill is in none of them: it has no end."""
     begin_s, _, end_s = run["spike_s"]
-    if run["spike"] is None:
-        return [ms for _, ms in run["steps_ms"]]
     if begin_s is None:
         return []
     return [ms for at_s, ms in run["steps_ms"] if at_s >= begin_s and (end_s is None or at_s - ms / 1e3 <= end_s)]
@@ -72,14 +70,32 @@ def ratio(sides, over, under, key):
         return None  # a side that is not there
 
 
+def paired_ratio(runs, over, under, share):
+    """(ratio of two sides' quantiles over the numbers that both have, that is over the same spikes; its 95 % interval, by
+    drawing numbers again; how many numbers)."""
+    steps = {name: {run["number"]: pressed_steps(run) for run in runs if run["side"] == name} for name in (over, under)}
+    numbers = sorted(number for number in steps[over] if steps[over][number] and steps[under].get(number))
+
+    def of(drawn):
+        above, below = ([ms for number in drawn for ms in steps[name][number]] for name in (over, under))
+        return figures.quantile(above, share) / figures.quantile(below, share)
+    if not numbers:
+        return None, None, 0
+    return of(numbers), figures.bootstrap_numbers(numbers, of, BOOTSTRAP_DRAWS), len(numbers)
+
+
+STEP_RATIOS = {"step_p50_ours_to_unpressed": ("ours-auto", "ours-unpressed", 0.5),
+               "step_p99_ours_to_unpressed": ("ours-auto", "ours-unpressed", 0.99),
+               "step_p50_unpressed_ours_to_stock": ("ours-unpressed", "stock-unpressed", 0.5)}
+
+
 def summary(runs, order):
     sides = [row(side.name, mine) for side in order if (mine := [run for run in runs if run["side"] == side.name])]
     named = {side["name"]: side for side in sides}
-    return {"sides": sides, "ratios": {
-        "peak_ours_to_static": ratio(named, "ours-auto", "stock-static", "peak_bytes"),
-        "step_p50_ours_to_unpressed": ratio(named, "ours-auto", "ours-unpressed", "step_p50_ms"),
-        "step_p99_ours_to_unpressed": ratio(named, "ours-auto", "ours-unpressed", "step_p99_ms"),
-        "step_p50_unpressed_ours_to_stock": ratio(named, "ours-unpressed", "stock-unpressed", "step_p50_ms")}}
+    ratios = {"peak_ours_to_static": ratio(named, "ours-auto", "stock-static", "peak_bytes")}
+    for key, (over, under, share) in STEP_RATIOS.items():
+        ratios[key], ratios[key + "_interval"], ratios[key + "_runs"] = paired_ratio(runs, over, under, share)
+    return {"sides": sides, "ratios": ratios}
 
 
 def command(options):

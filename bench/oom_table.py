@@ -22,10 +22,10 @@ import oom_summary
 import records
 import rig
 
-VERSION = 1            # of what a run is: runs of another do not count
+VERSION = 2            # of what a run is: runs of another do not count
 AFTER_S = 0.5          # after the spike's end
 HOLD_S = 0.7           # how long a spike stays
-TOKENS_LEAST = 64      # in each run that is not killed
+TOKENS_LEAST = 32      # in each run that is not killed
 SAMPLE_US = 2000
 KEPT_SAMPLE_S = 0.05   # the record keeps the most in each so many seconds
 RECORDS, REFERENCES, NEEDS = "oom_table.jsonl", "oom_references.jsonl", "oom_needs.jsonl"
@@ -39,14 +39,16 @@ def arguments():
     parser.add_argument("--sides", help="default: all; with --quick %s" % ",".join(
         side.name for side in oom_draw.SIDES if not side.other))
     parser.add_argument("--seed", type=int, default=1, help="of the spikes (default 1)")
-    parser.add_argument("--context", type=int, default=rig.CONTEXT_TOKENS, metavar="TOKENS")
-    parser.add_argument("--fill", type=int, default=8192, metavar="TOKENS", help="in the cache at the start (8192)")
-    parser.add_argument("--slack-mib", type=int, default=192, help="limit above stock's need (default 192)")
+    parser.add_argument("--context", type=int, default=24576, metavar="TOKENS", help="of the engine (24,576)")
+    parser.add_argument("--fill", type=int, default=6144, metavar="TOKENS", help="in the cache at the start (6,144)")
+    parser.add_argument("--slack-mib", type=int, default=144, help="limit above stock's need (default 144)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the engine")
     parser.add_argument("--reference-tokens", type=int, default=400, help="of an unpressed run, to compare with (400)")
     parser.add_argument("--run-limit", type=float, default=60, metavar="S",
                         help="without a step: then the run is ended (default 60). On a busy machine a step of a prompt's 64 "
                         "tokens takes seconds, more with a quantised cache")
+    parser.add_argument("--first", type=int, default=0, metavar="NUMBER",
+                        help="begin there: so that two processes share the runs, each on processors of its own (default 0)")
     parser.add_argument("--report", action="store_true", help="run nothing: table and JSON of what there is")
     options = parser.parse_args()
     if options.quick:
@@ -126,7 +128,7 @@ def run_once(side, number, plan, options, expected):
     begin_s = time.monotonic()
     with contextlib.ExitStack() as stack:
         zram = stack.enter_context(oom_rivals.Zram()) if side.rival == "zram" else None
-        stage = stack.enter_context(rig.Stage(plan.limit_bytes))
+        stage = stack.enter_context(rig.Stage(plan.limit_bytes if side.pressed else None))
         if zram:
             zram.charge(stage.group)
         engine = engine_of(stage, side, plan, options, drawn.prompt)
@@ -155,18 +157,16 @@ def run_once(side, number, plan, options, expected):
 
 
 def play(stage, engine, side, drawn, options):
-    """The spike at its moment, and until it and the least number of tokens are done. (spike or None, in time). A run
+    """The spike at its moment, and until it and the least number of tokens are done. (spike, in time). A run
     that does not come to its spike says nothing of the side: RuntimeError."""
     if not engine.wait_for(lambda: engine.progress() >= drawn.moment, options.run_limit):
         raise RuntimeError("no spike after %d steps of %d: the engine %s" % (
             engine.progress(), drawn.moment, "made none for %.0f s (--run-limit)" % options.run_limit
             if engine.alive() else "ended: " + engine.said()[-1000:]))
-    spike, spike_s = None, 0.0
-    if side.pressed:
-        spike_s = drawn.size_bytes / drawn.bytes_per_s + HOLD_S
-        # A spike of zeros would cost zram nothing. The others keep theirs at their own cost, whatever is in them.
-        spike = stage.spike(drawn.size_bytes, drawn.bytes_per_s, hold_s=HOLD_S, noise=side.rival == "zram")
-    in_time = engine.wait_for(lambda: (spike is None or spike.process.poll() is not None)
+    spike_s = drawn.size_bytes / drawn.bytes_per_s + HOLD_S
+    # A spike of zeros would cost zram nothing. The others keep theirs at their own cost, whatever is in them.
+    spike = stage.spike(drawn.size_bytes, drawn.bytes_per_s, hold_s=HOLD_S, noise=side.rival == "zram")
+    in_time = engine.wait_for(lambda: spike.process.poll() is not None
                               and len(engine.steps) >= TOKENS_LEAST, spike_s + options.run_limit)
     if in_time:
         time.sleep(AFTER_S)
@@ -175,7 +175,7 @@ def play(stage, engine, side, drawn, options):
 
 def end_spike(engine, spike):
     """One that nobody lives to see."""
-    if not engine.alive() and spike is not None and spike.process.poll() is None:
+    if not engine.alive() and spike.process.poll() is None:
         spike.end()
 
 
@@ -193,11 +193,11 @@ def record_of(side, number, plan, options, drawn, engine, spike, kills, samples,
     ids = engine.ids[:]
     killed = kills["count"] > 0 or kills.get("rule", 0) > 0
     failed = not killed and (not timing["in_time"] or not engine.ended_well())
-    spike_s = [spike.begin_s, spike.full_s, spike.end_s] if spike is not None else [None] * 3
+    spike_s = [spike.begin_s, spike.full_s, spike.end_s]
     return {"setting": setting(options), "seed": options.seed, "side": side.name, "number": number,
             "build": rig.build_of(side.mode), "limit_bytes": plan.limit_bytes, "most_bytes": plan.most_bytes,
             "context_tokens": plan.context_of(side), "fill_tokens": plan.fill_of(side),
-            "spike": vars(drawn) if side.pressed else None, "killed": killed, "kills": kills,
+            "spike": vars(drawn), "killed": killed, "kills": kills,
             "failed": failed, "said": engine.said()[-600:] if failed else "", "refused": engine.refused,
             "peak_bytes": max(held, default=None), "mean_bytes": sum(held) // len(held) if held else None,
             "group_peak_bytes": max((usage for _, usage, _ in samples), default=None),
@@ -245,23 +245,23 @@ def load_runs(options, plan, only=None):
     return list({(r["side"], r["number"]): r for r in records.load(path_of(RECORDS), counts)}.values())
 
 
-def done_of(runs):
-    return {(record["side"], record["number"]) for record in runs}
+def missing_runs(options, runs):
+    done = {(record["side"], record["number"]) for record in runs}
+    return oom_draw.schedule(options.sides, options.runs, options.others, done)
 
 
 def tell_run(record):
     spike = record["spike"]
     what = "KILLED" if record["killed"] else "FAILED" if record["failed"] else "alive"
     worst = max((ms for _, ms in record["steps_ms"]), default=None)
-    return "%-15s %-26s %-6s peak %s, worst step %s ms, %d tokens, %d of %d as unpressed, %.1f s" % (
-        record["side"], "no spike" if spike is None else "%3.0f MiB at %4.0f MB/s" % (
-            spike["size_bytes"] / rig.MIB, spike["bytes_per_s"] / rig.MB), what, rig.demo.mib(record["peak_bytes"]),
+    return "%-15s %3.0f MiB at %4.0f MB/s %-6s peak %s, worst step %s ms, %d tokens, %d of %d as unpressed, %.1f s" % (
+        record["side"], spike["size_bytes"] / rig.MIB, spike["bytes_per_s"] / rig.MB, what, rig.demo.mib(record["peak_bytes"]),
         "-" if worst is None else "%.0f" % worst, record["tokens"], record["quality"]["unpressed"]["same"],
         record["quality"]["unpressed"]["of"], record["wall_s"])
 
 
 def run_all(options, plan):
-    missing = oom_draw.schedule(options.sides, options.runs, options.others, done_of(load_runs(options, plan)))
+    missing = [(side, number) for side, number in missing_runs(options, load_runs(options, plan)) if number >= options.first]
     if missing:
         expected = references(options, plan, missing)
     begin_s, total = time.monotonic(), len(missing)
@@ -286,7 +286,7 @@ def report(options, plan):
         rig.say("no runs yet")
         return 1
     result = oom_summary.summary(runs, options.sides)
-    missing = len(oom_draw.schedule(options.sides, options.runs, options.others, done_of(runs)))
+    missing = len(missing_runs(options, runs))
     result |= {"machine": rig.demo.machine(), "library_build": rig.library_build(), "missing_runs": missing,
                "plan": vars(plan) | {name: getattr(plan, name) for name in (
                    "limit_bytes", "room_bytes", "give_bytes", "most_bytes", "smaller_tokens")},

@@ -15,7 +15,7 @@ import oom_summary  # noqa: E402
 import records  # noqa: E402
 
 MIB = oom_draw.MIB
-PLAN = oom_draw.Plan(900 * MIB, 32768, 8192, 192 * MIB, 18 * 1024, 1 / 32)
+PLAN = oom_draw.Plan(766 * MIB, 24576, 6144, 144 * MIB, 18 * 1024, 1 / 32)
 
 
 def test_a_spike_depends_on_seed_and_number_alone():
@@ -24,7 +24,7 @@ def test_a_spike_depends_on_seed_and_number_alone():
     assert len(set(drawn)) == 50
     assert drawn[0] != oom_draw.spike(2, 0, 700 * MIB)
     # A committed table names its spikes by seed alone: this one must stay what it is.
-    assert drawn[0] == oom_draw.Spike(size_bytes=667942912, bytes_per_s=313372569, moment=28, prompt=0)
+    assert drawn[0] == oom_draw.Spike(size_bytes=667942912, bytes_per_s=313372569, moment=14, prompt=0)
 
 
 def test_the_draw_has_harmless_spikes_and_deadly_ones():
@@ -105,7 +105,7 @@ def test_the_bootstrap_draws_whole_runs():
 
 def run(name="ours-auto", killed=False, **changes):
     """A record as a run leaves it; the spike from 1 s to 2 s."""
-    return {"side": name, "killed": killed, "kills": {"count": int(killed), "engine": killed, "spike": False},
+    return {"side": name, "number": 1, "killed": killed, "kills": {"count": int(killed), "engine": killed, "spike": False},
             "failed": False, "refused": 0, "trims": 1, "context_tokens": 32768, "fill_tokens": 8192, "spike": {},
             "spike_s": [1.0, 1.5, 2.0], "steps_ms": [[0.9, 10], [1.1, 20], [2.01, 40], [2.2, 80]], "tokens": 4,
             "peak_bytes": 100, "mean_bytes": 50, "group_peak_bytes": 200,
@@ -116,7 +116,6 @@ def test_steps_count_from_the_spikes_begin_to_its_end():
     assert oom_summary.pressed_steps(run()) == [20, 40]
     assert oom_summary.pressed_steps(run(spike_s=[1.0, None, None])) == [20, 40, 80]  # killed: it has no end
     assert oom_summary.pressed_steps(run(spike_s=[None] * 3)) == []
-    assert oom_summary.pressed_steps(run(spike=None, spike_s=[None] * 3)) == [10, 20, 40, 80]
 
 
 def test_a_row_counts_what_was_killed_and_judges_what_was_not():
@@ -133,6 +132,16 @@ def test_ratios_need_both_sides():
     assert [side["name"] for side in both["sides"]] == ["stock-static", "ours-auto"]
     assert both["ratios"]["peak_ours_to_static"] == 0.5
     assert both["ratios"]["step_p50_ours_to_unpressed"] is None
+
+
+def test_step_ratios_are_of_the_same_spikes():
+    slow = [[1.1, 100]]
+    runs = [run(number=1), run(number=2), run(number=3, steps_ms=slow),  # nobody has the third without a limit
+            run("ours-unpressed", number=1), run("ours-unpressed", number=2), run("ours-unpressed", number=4, steps_ms=slow)]
+    ratios = oom_summary.summary(runs, oom_draw.SIDES)["ratios"]
+    assert (ratios["step_p99_ours_to_unpressed"], ratios["step_p99_ours_to_unpressed_runs"]) == (1, 2)
+    runs[3]["steps_ms"], runs[4]["steps_ms"] = [[1.1, 10]], [[1.1, 10]]
+    assert oom_summary.summary(runs, oom_draw.SIDES)["ratios"]["step_p99_ours_to_unpressed"] == 4
 
 
 def test_earlyoom_looks_more_often_the_less_there_is_and_kills_in_two_steps():
