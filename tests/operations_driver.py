@@ -411,9 +411,9 @@ class Session:
         return str(self.directory / f"{kind}{slot % STATES}").encode()
 
     def do_save(self, context, slot, to_file, told=None):
+        self.settle_copy(context)
         if not self.may_save(told):
             return {"saved": False}
-        self.settle_copy(context)
         if to_file:
             tokens = (low.llama_token * 1)(7)
             code = low.llama_state_save_file(context.context, self.path("whole", slot), tokens, 1)
@@ -439,9 +439,9 @@ class Session:
 
     def do_save_sequence(self, context, sequence, slot, way, told=None):
         """way 0: in memory, 1: a file, 2: on the device, which is a second buffer."""
+        self.settle_copy(context)
         if not self.may_save(told):
             return {"saved": False}
-        self.settle_copy(context)
         sequence %= context.sequences
         if way == 2 and {context.config.get("type_k", F16), context.config.get("type_v", F16)} != {F16}:
             way = 0  # stock brings back only part of a quantised state from its second buffer: the rest is what lay there
