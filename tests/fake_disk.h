@@ -1,5 +1,6 @@
 /* fake_disk.h - a fake disk between the library and the kernel: in the test program that includes it, pwrite, pread,
- * fallocate and sync_file_range are these, and fail as the test asks. What they do not fail they hand to the kernel. */
+ * fallocate and sync_file_range are these, and fail as the test asks. What they do not fail they hand to the kernel. So
+ * are the reads in the background, which are done when they are ended. */
 #ifndef FAKE_DISK_H
 #define FAKE_DISK_H
 
@@ -12,6 +13,8 @@
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "os/os.h"
 
 typedef enum fake_disk_fault {
     FAKE_DISK_SOUND = 0,
@@ -36,6 +39,7 @@ static struct {
     atomic_uint percent; /* of the calls that fail so; the others are sound */
     _Atomic uint64_t random;
     atomic_ulong writes, reads, punches, failed; /* calls */
+    atomic_ulong begun;                          /* reads in the background */
     pthread_mutex_t lock;
     pthread_cond_t changed;
     bool hangs; /* every call waits until it does not */
@@ -201,6 +205,20 @@ ssize_t pread(int descriptor, void *bytes, size_t count, off_t offset) {
     }
     return fake_disk_real_read(descriptor, bytes, count, offset);
 }
+
+/* Until it is ended the bytes are spoiled: who looks at them too soon is found out. */
+void psi_os_read_begin(psi_os_read *read, int descriptor, void *bytes, size_t count, uint64_t offset) {
+    atomic_fetch_add(&fake_disk.begun, 1);
+    memset(bytes, 0xa5, count);
+    *read = (psi_os_read){.descriptor = descriptor, .bytes = bytes, .count = count, .offset = offset};
+}
+
+int psi_os_read_end(psi_os_read *read) {
+    return psi_os_read_at(read->descriptor, read->bytes, read->count, read->offset);
+}
+
+void psi_os_read_drop(psi_os_read *read) { (void)read; }
+void psi_os_read_close(psi_os_read *read) { (void)read; }
 
 int fallocate(int descriptor, int mode, off_t offset, off_t count) {
     atomic_fetch_add(&fake_disk.punches, 1);

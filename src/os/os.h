@@ -20,6 +20,9 @@ void psi_os_unreserve(void *base, size_t bytes);
 /* Gives the pages of [base, base + bytes) back; both page multiples. They read as zero afterwards
  * and cost memory only when written again. 0 or a negative errno. */
 int psi_os_give_back(void *base, size_t bytes);
+/* Takes the pages of a range that is about to be written, many in one call: a touch each costs the kernel more. What it
+ * cannot take, the touch will. */
+void psi_os_populate(void *base, size_t bytes);
 
 /* The same for many ranges, in few calls to the system where it can. Bytes given back. */
 typedef struct psi_os_range {
@@ -111,6 +114,25 @@ int psi_os_open_unlinked(const char *directory);
  * O_DIRECT and then no transfer with it, the descriptor goes through the page cache from there on. */
 int psi_os_write_at(int descriptor, const void *bytes, size_t count, uint64_t offset);
 int psi_os_read_at(int descriptor, void *bytes, size_t count, uint64_t offset);
+
+/* A read that goes on while its caller does something else, where the system can do that; else it is done when it is
+ * ended. Zero at first. One read at a time: begin, then end (0 or a negative errno, as psi_os_read_at) or drop. Until
+ * then nobody touches the bytes, and the descriptor stays open. */
+typedef struct psi_os_read {
+    uint64_t context; /* the system's; 0: none yet */
+    bool refused;     /* there will be none */
+    bool under_way;
+    int descriptor;
+    void *bytes;
+    size_t count;
+    uint64_t offset;
+} psi_os_read;
+
+void psi_os_read_begin(psi_os_read *read, int descriptor, void *bytes, size_t count, uint64_t offset);
+int psi_os_read_end(psi_os_read *read);
+void psi_os_read_drop(psi_os_read *read);
+void psi_os_read_close(psi_os_read *read);
+
 /* Waits until a range that was written has reached the disk; 0, or a negative errno when it has not. Nothing to do for
  * a descriptor past the page cache. */
 int psi_os_flush(int descriptor, uint64_t offset, uint64_t count);

@@ -1,6 +1,7 @@
 /* blocks.c - a block's states: one table of allowed moves, one function that moves. Called under the pool's lock
  * by the engine's thread, and by the watcher for blocks that no step can read. */
 #include <errno.h>
+#include <string.h>
 
 #include "os/os.h"
 #include "pool/pool.h"
@@ -70,9 +71,9 @@ void psi_block_lose(psi_pool *pool, uint32_t block, int error) {
     psi_block_move(pool, block, PSI_BLOCK_DROPPED);
 }
 
-static int read_record(psi_pool *pool, uint32_t slot) {
+static int read_record(psi_pool *pool, uint32_t slot, const void **record) {
     uint64_t began_us = psi_os_now_us();
-    int error = psi_store_read_again(pool->store, slot, pool->record);
+    int error = psi_store_read_again(pool->store, slot, pool->record, record);
     if (error == 0) {
         pool->read_us += psi_os_now_us() - began_us;
         pool->read_bytes += pool->record_bytes;
@@ -81,13 +82,13 @@ static int read_record(psi_pool *pool, uint32_t slot) {
 }
 
 const unsigned char *psi_block_read(psi_pool *pool, uint32_t block) {
-    const unsigned char *record = psi_fetch_record(pool, block);
-    int error = record == NULL ? read_record(pool, pool->block[block].slot) : 0;
+    const void *record = psi_fetch_record(pool, block);
+    int error = record == NULL ? read_record(pool, pool->block[block].slot, &record) : 0;
     if (error != 0) {
         psi_block_lose(pool, block, error);
         return NULL;
     }
-    return record != NULL ? record : pool->record;
+    return record;
 }
 
 void psi_block_fill(psi_pool *pool, uint32_t block, const unsigned char *record) {
@@ -114,7 +115,11 @@ int psi_block_copy_stored(psi_pool *pool, uint32_t from, uint32_t to) {
     psi_block *b = &pool->block[to];
     psi_block_free(pool, to);
     pthread_mutex_lock(&pool->lock);
-    int error = source->state == PSI_BLOCK_STORED ? read_record(pool, source->slot) : -EINVAL;
+    const void *record = NULL;
+    int error = source->state == PSI_BLOCK_STORED ? read_record(pool, source->slot, &record) : -EINVAL;
+    if (error == 0 && record != pool->record) {
+        memcpy(pool->record, record, pool->record_bytes);
+    }
     error = error == 0 ? psi_clean_pause(pool) : error;
     error = error == 0 ? psi_clean_write_record(pool, &b->slot) : error;
     if (error == 0) {

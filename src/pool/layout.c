@@ -53,7 +53,9 @@ void psi_layout_scatter(psi_pool *pool, uint32_t block, const unsigned char *rec
     for (uint32_t p = 0; p < pool->planes_per_lane; p++) {
         size_t bytes = piece_bytes(&planes[p], index);
         for (size_t c = 0; c < planes[p].columns; c++) {
-            memcpy(column_at(&planes[p], c) + index * planes[p].block_bytes, from, bytes);
+            unsigned char *to = column_at(&planes[p], c) + index * planes[p].block_bytes;
+            psi_os_populate(to, bytes);
+            memcpy(to, from, bytes);
             from += bytes;
         }
     }

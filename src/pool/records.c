@@ -124,12 +124,13 @@ static int get(psi_records *records, uint32_t number, const psi_part *parts, uin
     if (!records->has[number]) {
         return -ENOENT;
     }
-    int error = psi_store_read_again(records->store, number, records->joined);
+    const void *record = NULL;
+    int error = psi_store_read_again(records->store, number, records->joined, &record);
     if (error != 0) {
         records->has[number] = 0;
         return error;
     }
-    const unsigned char *next = records->joined;
+    const unsigned char *next = record;
     for (uint32_t i = 0; i < count; i++) {
         memcpy(parts[i].address, next, parts[i].bytes);
         next += parts[i].bytes;

@@ -10,6 +10,13 @@
 #include "os/os.h"
 #include "store/checksum.h"
 
+/* Copies of the slots [first, first + count), as they were when read: they may be old by now, the checksum tells. */
+typedef struct window {
+    unsigned char *bytes;
+    uint32_t first, count;
+    bool touched; /* it has pages */
+} window;
+
 struct psi_store {
     int descriptor;     /* -1: kind "none" */
     int64_t process_id; /* that opened it: a forked child shares the file, and must not change it */
@@ -21,12 +28,13 @@ struct psi_store {
 
     uint32_t used_slots;  /* no slot from here on was ever handed out */
     uint32_t wanted_next; /* the slot behind the last that was read */
-    unsigned char *ahead; /* copies of the slots [ahead_first, ahead_first + ahead_count), as they were when read */
-    uint32_t ahead_first, ahead_count;
-    bool ahead_touched; /* it has pages */
+    uint32_t window_slots;
+    window windows[2]; /* one is used while the other is read */
+    window *coming;    /* it is read just now */
+    psi_os_read read;
 };
 
-enum { AHEAD_BYTES = 1 << 20 };
+enum { WINDOW_BYTES = 1 << 20, WINDOW_MOST_BYTES = 4 << 20 }; /* at least, in whole records; none for larger ones */
 
 static int open_file(psi_store *store, const char *directory, uint64_t max_bytes, uint32_t slots) {
     uint64_t fit = max_bytes / store->record_bytes;
@@ -45,6 +53,11 @@ static int open_file(psi_store *store, const char *directory, uint64_t max_bytes
     return store->descriptor < 0 ? store->descriptor : 0;
 }
 
+/* None of large records, where it would be much memory. */
+static uint32_t window_slots(size_t record_bytes) {
+    return record_bytes > WINDOW_MOST_BYTES ? 0 : (uint32_t)((WINDOW_BYTES + record_bytes - 1) / record_bytes);
+}
+
 int psi_store_open(psi_store **store, const char *kind, const char *directory, uint64_t max_bytes, size_t record_bytes,
                    uint32_t slots) {
     int is_file = strcmp(kind, "file") == 0;
@@ -59,6 +72,7 @@ int psi_store_open(psi_store **store, const char *kind, const char *directory, u
     made->process_id = psi_os_process_id();
     made->record_bytes = record_bytes;
     made->wanted_next = PSI_SLOT_NONE;
+    made->window_slots = window_slots(record_bytes);
     int error = is_file ? open_file(made, directory, max_bytes, slots) : 0;
     if (error != 0) {
         psi_store_close(made);
@@ -68,10 +82,15 @@ int psi_store_open(psi_store **store, const char *kind, const char *directory, u
     return 0;
 }
 
+static size_t window_bytes(const psi_store *store) { return store->window_slots * store->record_bytes; }
+
 void psi_store_close(psi_store *store) {
     if (store != NULL) {
+        psi_os_read_close(&store->read);
         psi_os_close(store->descriptor);
-        psi_os_unreserve(store->ahead, AHEAD_BYTES);
+        for (int i = 0; i < 2; i++) {
+            psi_os_unreserve(store->windows[i].bytes, window_bytes(store));
+        }
         free(store->free_slots);
         free(store->checksums);
         free(store->occupies);
@@ -124,60 +143,98 @@ int psi_store_check(const psi_store *store, uint32_t slot, const void *record) {
     return psi_checksum(record, store->record_bytes) == store->checksums[slot] ? 0 : -EIO;
 }
 
-/* What was read ahead may be old by now: the checksum tells. */
-static bool take_ahead(const psi_store *store, uint32_t slot, void *record) {
-    if (slot < store->ahead_first || slot - store->ahead_first >= store->ahead_count) {
-        return false;
-    }
-    memcpy(record, store->ahead + (size_t)(slot - store->ahead_first) * store->record_bytes, store->record_bytes);
-    return psi_store_check(store, slot, record) == 0;
-}
+/* ---- Reading, and reading ahead ----------------------------------------------------------------- */
+
+static bool holds(const window *w, uint32_t slot) { return slot >= w->first && slot - w->first < w->count; }
 
 /* Slots that nobody uses are read, too: that costs less than to look. Without memory for it there is none. */
-static void read_ahead(psi_store *store, uint32_t slot) {
-    uint32_t most = (uint32_t)(AHEAD_BYTES / store->record_bytes), count = store->used_slots - slot;
-    count = count < most ? count : most;
-    store->ahead_count = 0;
-    if (count < 2) {
+static void begin_window(psi_store *store, window *w, uint32_t first) {
+    uint32_t left = store->used_slots - first;
+    w->count = 0;
+    w->bytes = w->bytes != NULL ? w->bytes : psi_os_reserve(window_bytes(store));
+    if (w->bytes == NULL) {
         return;
     }
-    store->ahead = store->ahead != NULL ? store->ahead : psi_os_reserve(AHEAD_BYTES);
-    uint64_t offset = (uint64_t)slot * store->record_bytes;
-    size_t bytes = (size_t)count * store->record_bytes;
-    store->ahead_touched = store->ahead != NULL;
-    if (store->ahead != NULL && psi_os_read_at(store->descriptor, store->ahead, bytes, offset) == 0) {
-        psi_os_forget(store->descriptor, offset, bytes);
-        store->ahead_first = slot;
-        store->ahead_count = count;
+    w->touched = true;
+    w->first = first;
+    w->count = left < store->window_slots ? left : store->window_slots;
+    store->coming = w;
+    psi_os_read_begin(&store->read, store->descriptor, w->bytes, w->count * store->record_bytes,
+                      (uint64_t)first * store->record_bytes);
+}
+
+static void await_window(psi_store *store) {
+    window *w = store->coming;
+    store->coming = NULL;
+    if (psi_os_read_end(&store->read) != 0) {
+        w->count = 0;
+    } else {
+        psi_os_forget(store->descriptor, (uint64_t)w->first * store->record_bytes, w->count * store->record_bytes);
     }
 }
 
-int psi_store_read(psi_store *store, uint32_t slot, void *record) {
-    bool goes_on = slot == store->wanted_next && slot < store->used_slots;
-    if (goes_on && slot - store->ahead_first >= store->ahead_count) {
-        read_ahead(store, slot);
+/* The window that has the slot, and the one behind it is on its way; NULL: it is to be read alone. */
+static const window *find_window(psi_store *store, uint32_t slot) {
+    window *w = holds(&store->windows[1], slot) ? &store->windows[1] : &store->windows[0];
+    if (!holds(w, slot)) {
+        if (store->coming != NULL) { /* another was thought to be next */
+            await_window(store);
+        }
+        begin_window(store, w, slot);
     }
+    if (w == store->coming) {
+        await_window(store);
+    }
+    if (!holds(w, slot)) {
+        return NULL;
+    }
+    window *other = w == store->windows ? &store->windows[1] : store->windows;
+    uint32_t next = w->first + w->count;
+    if (store->coming == NULL && next < store->used_slots && !holds(other, next)) {
+        begin_window(store, other, next);
+    }
+    return w;
+}
+
+static const void *read_ahead(psi_store *store, uint32_t slot) {
+    if (slot >= store->used_slots || store->window_slots == 0) {
+        return NULL;
+    }
+    const window *w = find_window(store, slot);
+    const unsigned char *record = w != NULL ? w->bytes + (slot - w->first) * store->record_bytes : NULL;
+    return record != NULL && psi_store_check(store, slot, record) == 0 ? record : NULL;
+}
+
+int psi_store_read(psi_store *store, uint32_t slot, void *room, const void **record) {
+    bool goes_on = slot == store->wanted_next;
     store->wanted_next = slot + 1;
-    if (take_ahead(store, slot, record)) {
+    *record = goes_on ? read_ahead(store, slot) : NULL;
+    if (*record != NULL) {
         return 0;
     }
-    int error = psi_store_get(store, slot, record);
-    return error == 0 ? psi_store_check(store, slot, record) : error;
+    *record = room;
+    int error = psi_store_get(store, slot, room);
+    return error == 0 ? psi_store_check(store, slot, room) : error;
 }
 
-int psi_store_read_again(psi_store *store, uint32_t slot, void *record) {
+int psi_store_read_again(psi_store *store, uint32_t slot, void *room, const void **record) {
     int error = -EIO;
     for (int tries = 0; tries < PSI_READ_TRIES && error != 0; tries++) {
-        error = psi_store_read(store, slot, record);
+        error = psi_store_read(store, slot, room, record);
     }
     return error;
 }
 
 void psi_store_rest(psi_store *store) {
-    if (store->ahead_touched) {
-        store->ahead_touched = false;
-        store->ahead_count = 0;
-        (void)psi_os_give_back(store->ahead, AHEAD_BYTES);
+    psi_os_read_drop(&store->read);
+    store->coming = NULL;
+    for (int i = 0; i < 2; i++) {
+        window *w = &store->windows[i];
+        w->count = 0;
+        if (w->touched) {
+            w->touched = false;
+            (void)psi_os_give_back(w->bytes, window_bytes(store));
+        }
     }
     store->wanted_next = PSI_SLOT_NONE;
 }

@@ -25,15 +25,17 @@ int psi_store_reserve(psi_store *store, uint32_t *slot);
  * the slot stays reserved. Needs no lock: while it runs, others may use other slots. */
 int psi_store_put(psi_store *store, uint32_t slot, const void *record);
 
-/* Reads it back to page-aligned memory. -EIO also when the bytes are not those that were written. Small records that
- * are asked for in the order of their slots are read many at once: a disk takes as long for a small request as for a
- * larger one. psi_store_rest gives back the memory that this took, when there is nothing more to read. */
-int psi_store_read(psi_store *store, uint32_t slot, void *record);
+/* Reads it back: *record is where its bytes are, until the next call: `room`, which is page-aligned and as large as a
+ * record, or memory of the store's own. -EIO also when the bytes are not those that were written. Records that are
+ * asked for in the order of their slots are read ahead, small ones many at once: a disk takes as long for a small
+ * request as for a larger one, and reads on while the caller uses the last. psi_store_rest gives back the memory that
+ * this took, when there is nothing more to read. */
+int psi_store_read(psi_store *store, uint32_t slot, void *room, const void **record);
 void psi_store_rest(psi_store *store);
 
 /* The same, tried again where it fails: a direct read may for want of memory, just then. */
 enum { PSI_READ_TRIES = 3 };
-int psi_store_read_again(psi_store *store, uint32_t slot, void *record);
+int psi_store_read_again(psi_store *store, uint32_t slot, void *room, const void **record);
 
 /* The same in two: get needs no lock, and what it got counts only if check, called while nobody can reuse the slot,
  * says 0. */

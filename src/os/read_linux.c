@@ -1,0 +1,76 @@
+/* read_linux.c - a read that goes on while its caller works: Linux AIO by its system calls, which is truly at the
+ * disk's side for a file that is open past the page cache. A context a reader, made with the first read. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/aio_abi.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "os/os.h"
+
+/* A context is its process's alone: a forked child's calls are refused, and it reads at once. */
+static bool has_context(psi_os_read *read) {
+    if (read->context == 0 && !read->refused) {
+        aio_context_t context = 0;
+        read->refused = syscall(SYS_io_setup, 1, &context) != 0;
+        read->context = read->refused ? 0 : context;
+    }
+    return read->context != 0;
+}
+
+static bool is_direct(int descriptor) {
+    int flags = fcntl(descriptor, F_GETFL);
+    return flags >= 0 && (flags & O_DIRECT) != 0;
+}
+
+void psi_os_read_begin(psi_os_read *read, int descriptor, void *bytes, size_t count, uint64_t offset) {
+    read->descriptor = descriptor;
+    read->bytes = bytes;
+    read->count = count;
+    read->offset = offset;
+    read->under_way = false;
+    if (!is_direct(descriptor) || !has_context(read)) { /* through the page cache the call would wait for the disk */
+        return;
+    }
+    struct iocb block = {.aio_lio_opcode = IOCB_CMD_PREAD,
+                         .aio_fildes = (uint32_t)descriptor,
+                         .aio_buf = (uint64_t)(uintptr_t)bytes,
+                         .aio_nbytes = count,
+                         .aio_offset = (int64_t)offset};
+    struct iocb *blocks[] = {&block}; /* the kernel copies it */
+    read->under_way = syscall(SYS_io_submit, read->context, 1, blocks) == 1;
+}
+
+/* False: not all bytes came, for whatever reason. */
+static bool await(psi_os_read *read) {
+    struct io_event event = {0};
+    long got;
+    do {
+        got = syscall(SYS_io_getevents, read->context, 1, 1, &event, NULL);
+    } while (got < 0 && errno == EINTR);
+    read->under_way = false;
+    return got == 1 && event.res == (int64_t)read->count;
+}
+
+int psi_os_read_end(psi_os_read *read) {
+    if (read->under_way && await(read)) {
+        return 0;
+    }
+    return psi_os_read_at(read->descriptor, read->bytes, read->count, read->offset);
+}
+
+void psi_os_read_drop(psi_os_read *read) {
+    if (read->under_way) {
+        (void)await(read);
+    }
+}
+
+void psi_os_read_close(psi_os_read *read) {
+    if (read->context != 0) {
+        (void)syscall(SYS_io_destroy, read->context); /* waits for what is under way */
+    }
+    *read = (psi_os_read){0};
+}
