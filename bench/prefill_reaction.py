@@ -29,6 +29,8 @@ import sys
 import threading
 import time
 
+from figures import quantile
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "demo"))
 BUILD = os.path.join(HERE, "..", "build", "bench")
@@ -170,11 +172,6 @@ def settle(memory, psi_cache, engine, position):
         if stats["index"] < stats["low"] and stats["clean_bytes"] > 0.5 * stats["resident_bytes"]:
             return
         time.sleep(0.02)
-
-
-def quantile(values, share):
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
 
 
 def figures(rows, key):

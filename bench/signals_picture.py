@@ -23,6 +23,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "demo"))
 import demo  # noqa: E402
+from figures import quantile  # noqa: E402
 from memory_group import MemoryGroup, NoRights  # noqa: E402
 
 BUILD = os.path.join(HERE, "..", "build", "bench")
@@ -194,11 +195,6 @@ def rates(samples, key, window_s=0.1, scale=1.0):
         if sample["time_s"] - before["time_s"] >= window_s * 0.9:
             points.append((sample["time_s"], (sample[key] - before[key]) / (sample["time_s"] - before["time_s"]) * scale))
     return points
-
-
-def quantile(values, share):
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
 
 
 def first_time(points, reached):
