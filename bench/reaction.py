@@ -16,7 +16,7 @@ its first MiB on. Between spikes the cache is filled again. What is measured:
             needed nothing, so the sleep before the spike was seen counts too; a bound, not the reaction itself
 
 Bar: p99 of outside at most 20 ms (--prefill: 100 ms), the sampler's own gap (p99) added; and nobody killed. Ends with 1 when it is missed.
-Writes build/bench/reaction.json (reaction-prefill.json).
+Writes build/bench/reaction.json (reaction-prefill.json, reaction-prefill-untuned.json).
 """
 import argparse
 import subprocess
@@ -44,6 +44,9 @@ def arguments():
     parser.add_argument("--mode", choices=("auto", "psi", "avg10"), default="auto")
     parser.add_argument("--weights", choices=rig.WEIGHTS, default="locked")
     parser.add_argument("--prefill", action="store_true", help="steps of 512 tokens, as a prompt is read")
+    parser.add_argument("--tuning", choices=("on", "off"), default="on",
+                        help="off: the reserve stays a sixteenth of the limit. On, it shrinks to what a device that reacts in "
+                             "milliseconds needs: then the first MiB are no reason to act (default on)")
     parser.add_argument("--far", action="store_true",
                         help="no ballast: the spike begins far from the limit, and the first MiB are no reason to act")
     parser.add_argument("--refill", choices=("reload", "restore"), default="reload",
@@ -149,6 +152,7 @@ def run(options, plan):
     rows = []
     with rig.Stage(plan.limit_bytes) as stage:
         engine = stage.engine(options.mode, weights=options.weights, span=SPAN_TOKENS, stats_ms=20,
+                              environment={"PSI_CACHE_TUNING": options.tuning},
                               piece=PIECE_TOKENS if options.prefill else 1)
         time.sleep(1.0)
         held = ballast(stage, options)
@@ -183,7 +187,8 @@ def main():
         tell(name, what)
     bar_ms = PREFILL_BAR_MS if options.prefill else BAR_MS
     rig.say("  gap: the longest time between two outside samples of a spike, their error; bar: %.0f ms" % bar_ms)
-    rig.save("reaction-prefill.json" if options.prefill else "reaction.json", {"rows": rows, "outside": outside, "taken": taken, "inside": inside, "kills": kills,
+    name = "reaction" + ("-prefill" if options.prefill else "") + ("-untuned" if options.tuning == "off" else "")
+    rig.save(name + ".json", {"rows": rows, "outside": outside, "taken": taken, "inside": inside, "kills": kills,
                                "settings": {k: v for k, v in vars(options).items()}, "bar_ms": bar_ms,
                                "build": rig.library_build(), "machine": rig.demo.machine()})
     held = outside is not None and outside["p99_ms"] + gap["p99_ms"] <= bar_ms
