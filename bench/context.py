@@ -46,6 +46,8 @@ def arguments():
     parser.add_argument("--times", type=int, nargs="+", default=[1, 2, 4, 8], help="contexts: so many times base")
     parser.add_argument("--stock-times", type=int, nargs="+", default=[1, 2], help="the same for stock: above 1 it is killed")
     parser.add_argument("--trials", type=int, default=5, help="documents a context (default 5)")
+    parser.add_argument("--ubatch", type=int, default=512, metavar="TOKENS", help="computed at once, as llama-server's -ub: what "
+                        "the engine needs for that grows with the context (default 512)")
     parser.add_argument("--spike-mib", type=int, default=256)
     parser.add_argument("--rate", type=float, default=500, metavar="MB/S", help="of the spike (default 500)")
     parser.add_argument("--boards", nargs="+", default=[board.name for board in boards.BOARDS], metavar="NAME")
@@ -104,7 +106,7 @@ def run(side, context_tokens, limit_bytes, spike_bytes, document, options, quest
         begin_s = time.monotonic()
         engine = stage.engine(SIDES[side], ready=False, weights=weights_of(model), context_tokens=context_tokens, state_tokens=0,
                               span=TAIL_TOKENS // 2, stats_ms=200, threads=options.threads, model=model,
-                              arguments=("--document", document))
+                              arguments=("--document", document, "--ubatch", options.ubatch))
         sampler = stage.sampler(engine, 5000, most_s=3600)
         read = engine.wait_for(lambda: engine.of("read"), LONGEST_STEP_S)
         read_s = time.monotonic()
@@ -147,7 +149,8 @@ def need_bytes(context_tokens, document, options, model=None):
     """What stock cannot do without, with this context, once it has read the document."""
     with rig.Stage() as stage:
         engine = stage.engine("stock", ready=False, weights=weights_of(model), context_tokens=context_tokens, state_tokens=0,
-                              threads=options.threads, model=model, span=64, arguments=("--document", document))
+                              threads=options.threads, model=model, span=64,
+                              arguments=("--document", document, "--ubatch", options.ubatch))
         if not engine.wait_for(lambda: len(engine.steps) >= 5, LONGEST_STEP_S):
             raise RuntimeError("stock did not come up without a limit: " + engine.said()[-1000:])
         if not rig.weights_are_as_said(stage, engine):
@@ -194,7 +197,7 @@ class Tokenizer:
 
 def key_plan(options, tokenize):
     """Limit and spike, the same for all: what stock needs with the base context, the spike, and a little."""
-    wanted = setting("need", tokens=options.base, threads=options.threads)
+    wanted = setting("need", tokens=options.base, threads=options.threads, ubatch_tokens=options.ubatch)
     known = load(wanted)
     if not known:
         document, _, _ = quality_tasks.document(tokenize, ("passkey",), 0, options.base - TAIL_TOKENS)
@@ -212,7 +215,7 @@ def key_runs(options):
 
 def key_setting(options, limit_bytes, spike_bytes):
     return setting("key", base_tokens=options.base, limit_bytes=limit_bytes, spike_bytes=spike_bytes, rate_mb_s=options.rate,
-                   threads=options.threads)
+                   threads=options.threads, ubatch_tokens=options.ubatch)
 
 
 def key_part(options):
@@ -270,7 +273,8 @@ def board_needs(board, options):
     """{layers: bytes}: stock with its context, in a few sizes, without a limit."""
     found = {}
     for layers in sorted({*board.measured_layers, board.layers_run}):
-        wanted = setting("board need", board=board.name, layers=layers, tokens=board.stock_tokens, threads=options.threads)
+        wanted = setting("board need", board=board.name, layers=layers, tokens=board.stock_tokens, threads=options.threads,
+                         ubatch_tokens=options.ubatch)
         known = load(wanted)
         if not known and options.report:
             return None
@@ -295,7 +299,7 @@ def board_part(board, options):
     scaled = boards.scaled(board, needs, whole, SLACK_BYTES)
     rig.say("\n" + "\n".join(boards.arithmetic(board, needs, whole, scaled)))
     wanted = setting("board", board=board.name, layers=board.layers_run, limit_bytes=scaled["limit_bytes"],
-                     spike_bytes=scaled["spike_bytes"], rate_mb_s=options.rate, threads=options.threads)
+                     spike_bytes=scaled["spike_bytes"], rate_mb_s=options.rate, threads=options.threads, ubatch_tokens=options.ubatch)
     done = {(r["side"], r["context_tokens"]) for r in load(wanted)}
     for side, context in (("stock", board.stock_tokens), ("stock", board.ours_tokens), ("ours", board.ours_tokens)):
         if (side, context) in done or options.report:
@@ -359,8 +363,9 @@ def main():
     if options.part != "key":
         result["boards"] = [found for board in options.boards if (found := board_part(board, options))]
     lines, held = conclude(result)
-    command = "make bench-context ARGS=\"--base %d --times %s --trials %d --spike-mib %d --rate %g --threads %d\"" % (
-        options.base, " ".join(map(str, options.times)), options.trials, options.spike_mib, options.rate, options.threads)
+    command = "make bench-context ARGS=\"--base %d --times %s --trials %d --ubatch %d --spike-mib %d --rate %g --threads %d\"" % (
+        options.base, " ".join(map(str, options.times)), options.trials, options.ubatch, options.spike_mib, options.rate,
+        options.threads)
     rig.save("context.json", result | {"held": held, "lines": lines, "command": command})
     rig.say("\n" + "\n".join(lines))
     rig.say("bar: %d times the context: %s; build/bench/context.json" % (BAR, "held" if held else "missed"))

@@ -28,14 +28,16 @@ FIRST_TOKEN = 108  # decoding goes on from here; what it says does not matter
 class Engine(generate.Engine):
     """The demo's engine with the third way to have weights, and with a cache out of a file."""
 
-    def __init__(self, model, context_tokens, weights, threads, making_state=False, cache_type="f16"):
-        self._weights, self._making_state, self._cache_type = weights, making_state, CACHE_TYPES[cache_type]
-        super().__init__(model, context_tokens, flash_attention=True, lock_weights=weights == "locked",
-                         threads=threads)
+    def __init__(self, options):
+        self._weights, self._making_state = options.weights, options.make_state
+        self._cache_type, self._ubatch_tokens = CACHE_TYPES[options.cache_type], options.ubatch
+        super().__init__(options.model, options.context, flash_attention=True, lock_weights=options.weights == "locked",
+                         threads=options.threads)
 
     def _context_params(self, *arguments):
         params = super()._context_params(*arguments)
         params.type_k = params.type_v = self._cache_type
+        params.n_ubatch = self._ubatch_tokens
         if self._making_state:
             params.n_seq_max, params.kv_unified, params.n_outputs_max = 2, True, 2
         return params
@@ -218,6 +220,7 @@ def arguments():
     parser.add_argument("--span", type=int, default=1024, help="tokens decoded before they are taken back")
     parser.add_argument("--piece", type=int, default=1, help="tokens in a step, as a prompt's piece has (at most 512)")
     parser.add_argument("--cache-type", choices=sorted(CACHE_TYPES), default="f16")
+    parser.add_argument("--ubatch", type=int, default=generate.BATCH_TOKENS, help="tokens that are computed at once (512)")
     parser.add_argument("--prompt-tokens", type=int, default=0, help="read behind the state before it decodes")
     parser.add_argument("--prompt-seed", type=int, default=1)
     parser.add_argument("--prompt-piece", type=int, default=64, help="tokens in a step of it")
@@ -234,8 +237,7 @@ def main():
     orders = Orders()
     psi_cache = generate.load_psi_cache(options.mode)
     events("start", pid=os.getpid())
-    engine = Engine(options.model, options.context, options.weights, options.threads, options.make_state,
-                    options.cache_type)
+    engine = Engine(options)
     events("context_made", rss_anon_bytes=generate.rss_anon_bytes())
     if options.make_state:
         engine.make_state(generate.prompt_tokens(engine, options.state_tokens, 1), options.state)
