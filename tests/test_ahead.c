@@ -115,6 +115,64 @@ static void a_leap_while_a_window_is_on_its_way(void **state) {
     expect(11);
 }
 
+/* Where the system has no reads in the background, what was thought to be next is not read once it is known not to be.
+ */
+static void what_is_dropped_is_not_read(void **state) {
+    (void)state;
+    expect(0);
+    expect(1);
+    unsigned long before = atomic_load(&fake_disk.reads);
+    expect(MANY - 9);
+    expect(MANY - 8);
+    assert_int_equal(atomic_load(&fake_disk.reads) - before, 2);
+}
+
+/* A disk that takes its time holds up nobody who does not want its bytes, and has its memory until it is done. */
+static void what_lingers_is_left_alone(void **state) {
+    (void)state;
+    expect(0);
+    expect(1);
+    atomic_store(&fake_disk.lingers, true);
+    psi_store_rest(store);
+    unsigned long begun = atomic_load(&fake_disk.begun);
+    expect(2);
+    expect(3);
+    expect(4);
+    assert_int_equal(atomic_load(&fake_disk.begun), begun);
+    atomic_store(&fake_disk.lingers, false);
+    psi_store_rest(store);
+    expect(5);
+    expect(6);
+    expect(7);
+    assert_int_equal(atomic_load(&fake_disk.begun), begun + 2);
+    atomic_store(&fake_disk.lingers, true); /* and the store is closed */
+}
+
+/* Slots that are set aside and not written yet lie behind the file's end: the records before them are still read few
+ * times, and no window is in vain. */
+static void slots_without_a_record_are_not_read(void **state) {
+    (void)state;
+    psi_store *longer = NULL;
+    uint32_t slot = PSI_SLOT_NONE;
+    assert_int_equal(psi_store_open(&longer, "file", "/var/tmp", UINT64_MAX, RECORD, 2 * MANY), 0);
+    for (uint32_t i = 0; i < 2 * MANY; i++) {
+        assert_int_equal(psi_store_reserve(longer, &slot), 0);
+    }
+    for (uint32_t i = 0; i < MANY; i++) {
+        fill(i);
+        assert_int_equal(psi_store_put(longer, i, record), 0);
+    }
+    unsigned long before = atomic_load(&fake_disk.reads);
+    for (uint32_t i = 0; i < MANY; i++) {
+        const void *at = NULL;
+        assert_int_equal(psi_store_read(longer, i, got, &at), 0);
+        fill(i);
+        assert_memory_equal(record, at, RECORD);
+    }
+    assert_true(atomic_load(&fake_disk.reads) - before <= MOST_READS);
+    psi_store_close(longer);
+}
+
 /* Nobody reads what is not asked for. */
 static void out_of_order_each_is_read_alone(void **state) {
     (void)state;
@@ -214,6 +272,9 @@ int main(void) {
         cmocka_unit_test_setup_teardown(in_order_a_few_reads_bring_all, setup, teardown),
         cmocka_unit_test_setup_teardown(the_next_window_is_on_its_way, setup, teardown),
         cmocka_unit_test_setup_teardown(a_leap_while_a_window_is_on_its_way, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_is_dropped_is_not_read, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_lingers_is_left_alone, setup, teardown),
+        cmocka_unit_test_setup_teardown(slots_without_a_record_are_not_read, setup, teardown),
         cmocka_unit_test_setup_teardown(out_of_order_each_is_read_alone, setup, teardown),
         cmocka_unit_test_setup_teardown(what_was_written_since_comes_back_new, setup, teardown),
         cmocka_unit_test_setup_teardown(a_slot_that_was_freed_and_used_again_too, setup, teardown),
