@@ -10,6 +10,7 @@
 
 #include "fake_disk.h"
 #include "os/os.h"
+#include "pool/pool.h"
 #include "psicache.h"
 #include "store/store.h"
 
@@ -267,6 +268,42 @@ static void a_restore_by_hand_reads_few_times(void **state) {
     psi_cache_close(cache);
 }
 
+static size_t resident_bytes(void) {
+    char text[128] = "";
+    assert_true(psi_os_read_small("/proc/self/statm", text, sizeof(text)) > 0);
+    char *second = strchr(text, ' ');
+    assert_non_null(second);
+    return strtoul(second, NULL, 10) * psi_os_page_bytes();
+}
+
+/* A state that is saved reads many blocks, and then an engine may rest for long: no step gives the windows back. */
+static void a_trim_between_steps_gives_the_windows_back(void **state) {
+    (void)state;
+    enum { BLOCKS = 64, BLOCK = 1 << 16 };
+    (void)setenv("PSI_CACHE_CONTROLLER", "off", 1);
+    psi_cache *cache = psi_cache_open(NULL);
+    psi_pool *pool = psi_pool_create(
+        cache, &(psi_pool_options){.size = sizeof(psi_pool_options), .block_bytes = BLOCK, .blocks = BLOCKS});
+    assert_non_null(pool);
+    for (uint32_t i = 0; i < BLOCKS; i++) {
+        psi_block_id id = 0;
+        memset(psi_block_alloc(pool, &id), (int)i + 1, BLOCK);
+    }
+    (void)psi_pool_step(pool);
+    assert_int_equal(psi_cache_trim(cache, 1.0), 0);
+    assert_true(psi_pool_step(pool) > BLOCKS / 2);
+    for (uint32_t i = 0; i < BLOCKS; i++) {
+        assert_int_equal(psi_block_restore(pool, i), 0);
+    }
+    size_t before = resident_bytes();
+    pthread_mutex_lock(&pool->lock);
+    assert_int_equal(psi_trim(pool, 0, PSI_TRIM_ASLEEP, 0), 0);
+    pthread_mutex_unlock(&pool->lock);
+    assert_true(resident_bytes() + (1 << 20) <= before);
+    psi_pool_destroy(pool);
+    psi_cache_close(cache);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(in_order_a_few_reads_bring_all, setup, teardown),
@@ -280,6 +317,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(a_slot_that_was_freed_and_used_again_too, setup, teardown),
         cmocka_unit_test_setup_teardown(faults_spoil_no_record, setup, teardown),
         cmocka_unit_test(a_restore_by_hand_reads_few_times),
+        cmocka_unit_test(a_trim_between_steps_gives_the_windows_back),
     };
     return cmocka_run_group_tests_name("ahead", tests, NULL, NULL);
 }
