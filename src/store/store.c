@@ -222,8 +222,13 @@ static const void *read_ahead(psi_store *store, uint32_t slot) {
     return record != NULL && psi_store_check(store, slot, record) == 0 ? record : NULL;
 }
 
+/* Or it was read already with those before it: between them lie slots that nobody asks for. */
+static bool goes_on_at(const psi_store *store, uint32_t slot) {
+    return slot == store->wanted_next || holds(&store->windows[0], slot) || holds(&store->windows[1], slot);
+}
+
 int psi_store_read(psi_store *store, uint32_t slot, void *room, const void **record) {
-    bool goes_on = slot == store->wanted_next;
+    bool goes_on = goes_on_at(store, slot);
     store->wanted_next = slot + 1;
     *record = goes_on ? read_ahead(store, slot) : NULL;
     if (*record != NULL) {
