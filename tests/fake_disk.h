@@ -10,6 +10,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -40,6 +41,7 @@ static struct {
     _Atomic uint64_t random;
     atomic_ulong writes, reads, punches, failed; /* calls */
     atomic_ulong begun;                          /* reads in the background */
+    atomic_bool lingers;                         /* a read in the background is not over when it is dropped */
     pthread_mutex_t lock;
     pthread_cond_t changed;
     bool hangs; /* every call waits until it does not */
@@ -206,19 +208,35 @@ ssize_t pread(int descriptor, void *bytes, size_t count, off_t offset) {
     return fake_disk_real_read(descriptor, bytes, count, offset);
 }
 
-/* Until it is ended the bytes are spoiled: who looks at them too soon is found out. */
+/* Until it is over the bytes are spoiled, and the last time just then: who looks at them too soon, or has unmapped
+ * them, is found out. Two at a time are refused, as none is ever to ask for them. */
 void psi_os_read_begin(psi_os_read *read, int descriptor, void *bytes, size_t count, uint64_t offset) {
+    if (read->under_way) {
+        abort();
+    }
     atomic_fetch_add(&fake_disk.begun, 1);
     memset(bytes, 0xa5, count);
-    *read = (psi_os_read){.descriptor = descriptor, .bytes = bytes, .count = count, .offset = offset};
+    *read =
+        (psi_os_read){.under_way = true, .descriptor = descriptor, .bytes = bytes, .count = count, .offset = offset};
 }
 
 int psi_os_read_end(psi_os_read *read) {
+    read->under_way = false;
     return psi_os_read_at(read->descriptor, read->bytes, read->count, read->offset);
 }
 
-void psi_os_read_drop(psi_os_read *read) { (void)read; }
-void psi_os_read_close(psi_os_read *read) { (void)read; }
+bool psi_os_read_drop(psi_os_read *read) {
+    if (read->under_way) {
+        memset(read->bytes, 0xa5, read->count);
+        read->under_way = atomic_load(&fake_disk.lingers);
+    }
+    return !read->under_way;
+}
+
+void psi_os_read_close(psi_os_read *read) {
+    atomic_store(&fake_disk.lingers, false);
+    (void)psi_os_read_drop(read);
+}
 
 int fallocate(int descriptor, int mode, off_t offset, off_t count) {
     atomic_fetch_add(&fake_disk.punches, 1);

@@ -10,6 +10,7 @@
 
 #include "fake_disk.h"
 #include "os/os.h"
+#include "pool/pool.h"
 #include "psicache.h"
 #include "store/store.h"
 
@@ -82,6 +83,18 @@ static void in_order_a_few_reads_bring_all(void **state) {
     }
 }
 
+/* Between those that come back lie slots of blocks that never went: what was read is used all the same. */
+static void slots_in_between_are_left_out(void **state) {
+    (void)state;
+    unsigned long before = atomic_load(&fake_disk.reads);
+    for (uint32_t slot = 0; slot < MANY; slot++) {
+        if (slot % 3 != 2) {
+            expect(slot);
+        }
+    }
+    assert_true(atomic_load(&fake_disk.reads) - before <= MOST_READS);
+}
+
 /* The disk reads on while the caller uses what came: the second window is begun with the first record of the first, and
  * none is read before it is wanted. */
 static void the_next_window_is_on_its_way(void **state) {
@@ -113,6 +126,64 @@ static void a_leap_while_a_window_is_on_its_way(void **state) {
     expect(9);
     expect(10);
     expect(11);
+}
+
+/* Where the system has no reads in the background, what was thought to be next is not read once it is known not to be.
+ */
+static void what_is_dropped_is_not_read(void **state) {
+    (void)state;
+    expect(0);
+    expect(1);
+    unsigned long before = atomic_load(&fake_disk.reads);
+    expect(MANY - 9);
+    expect(MANY - 8);
+    assert_int_equal(atomic_load(&fake_disk.reads) - before, 2);
+}
+
+/* A disk that takes its time holds up nobody who does not want its bytes, and has its memory until it is done. */
+static void what_lingers_is_left_alone(void **state) {
+    (void)state;
+    expect(0);
+    expect(1);
+    atomic_store(&fake_disk.lingers, true);
+    psi_store_rest(store);
+    unsigned long begun = atomic_load(&fake_disk.begun);
+    expect(2);
+    expect(3);
+    expect(4);
+    assert_int_equal(atomic_load(&fake_disk.begun), begun);
+    atomic_store(&fake_disk.lingers, false);
+    psi_store_rest(store);
+    expect(5);
+    expect(6);
+    expect(7);
+    assert_int_equal(atomic_load(&fake_disk.begun), begun + 2);
+    atomic_store(&fake_disk.lingers, true); /* and the store is closed */
+}
+
+/* Slots that are set aside and not written yet lie behind the file's end: the records before them are still read few
+ * times, and no window is in vain. */
+static void slots_without_a_record_are_not_read(void **state) {
+    (void)state;
+    psi_store *longer = NULL;
+    uint32_t slot = PSI_SLOT_NONE;
+    assert_int_equal(psi_store_open(&longer, "file", "/var/tmp", UINT64_MAX, RECORD, 2 * MANY), 0);
+    for (uint32_t i = 0; i < 2 * MANY; i++) {
+        assert_int_equal(psi_store_reserve(longer, &slot), 0);
+    }
+    for (uint32_t i = 0; i < MANY; i++) {
+        fill(i);
+        assert_int_equal(psi_store_put(longer, i, record), 0);
+    }
+    unsigned long before = atomic_load(&fake_disk.reads);
+    for (uint32_t i = 0; i < MANY; i++) {
+        const void *at = NULL;
+        assert_int_equal(psi_store_read(longer, i, got, &at), 0);
+        fill(i);
+        assert_memory_equal(record, at, RECORD);
+    }
+    assert_true(atomic_load(&fake_disk.reads) - before <= MOST_READS);
+    psi_store_close(longer);
 }
 
 /* Nobody reads what is not asked for. */
@@ -209,16 +280,57 @@ static void a_restore_by_hand_reads_few_times(void **state) {
     psi_cache_close(cache);
 }
 
+static size_t resident_bytes(void) {
+    char text[128] = "";
+    assert_true(psi_os_read_small("/proc/self/statm", text, sizeof(text)) > 0);
+    char *second = strchr(text, ' ');
+    assert_non_null(second);
+    return strtoul(second, NULL, 10) * psi_os_page_bytes();
+}
+
+/* A state that is saved reads many blocks, and then an engine may rest for long: no step gives the windows back. */
+static void a_trim_between_steps_gives_the_windows_back(void **state) {
+    (void)state;
+    enum { BLOCKS = 64, BLOCK = 1 << 16 };
+    (void)setenv("PSI_CACHE_CONTROLLER", "off", 1);
+    psi_cache *cache = psi_cache_open(NULL);
+    psi_pool *pool = psi_pool_create(
+        cache, &(psi_pool_options){.size = sizeof(psi_pool_options), .block_bytes = BLOCK, .blocks = BLOCKS});
+    assert_non_null(pool);
+    for (uint32_t i = 0; i < BLOCKS; i++) {
+        psi_block_id id = 0;
+        memset(psi_block_alloc(pool, &id), (int)i + 1, BLOCK);
+    }
+    (void)psi_pool_step(pool);
+    assert_int_equal(psi_cache_trim(cache, 1.0), 0);
+    assert_true(psi_pool_step(pool) > BLOCKS / 2);
+    for (uint32_t i = 0; i < BLOCKS; i++) {
+        assert_int_equal(psi_block_restore(pool, i), 0);
+    }
+    size_t before = resident_bytes();
+    pthread_mutex_lock(&pool->lock);
+    assert_int_equal(psi_trim(pool, 0, PSI_TRIM_ASLEEP, 0), 0);
+    pthread_mutex_unlock(&pool->lock);
+    assert_true(resident_bytes() + (1 << 20) <= before);
+    psi_pool_destroy(pool);
+    psi_cache_close(cache);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(in_order_a_few_reads_bring_all, setup, teardown),
+        cmocka_unit_test_setup_teardown(slots_in_between_are_left_out, setup, teardown),
         cmocka_unit_test_setup_teardown(the_next_window_is_on_its_way, setup, teardown),
         cmocka_unit_test_setup_teardown(a_leap_while_a_window_is_on_its_way, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_is_dropped_is_not_read, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_lingers_is_left_alone, setup, teardown),
+        cmocka_unit_test_setup_teardown(slots_without_a_record_are_not_read, setup, teardown),
         cmocka_unit_test_setup_teardown(out_of_order_each_is_read_alone, setup, teardown),
         cmocka_unit_test_setup_teardown(what_was_written_since_comes_back_new, setup, teardown),
         cmocka_unit_test_setup_teardown(a_slot_that_was_freed_and_used_again_too, setup, teardown),
         cmocka_unit_test_setup_teardown(faults_spoil_no_record, setup, teardown),
         cmocka_unit_test(a_restore_by_hand_reads_few_times),
+        cmocka_unit_test(a_trim_between_steps_gives_the_windows_back),
     };
     return cmocka_run_group_tests_name("ahead", tests, NULL, NULL);
 }

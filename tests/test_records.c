@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "fake_disk.h"
+#include "os/os.h"
 #include "psicache.h"
 
 enum { FIRST = 5000, SECOND = 3001, RECORD = FIRST + SECOND, ROOM = 8192 };
@@ -65,6 +66,37 @@ static void records_come_back_bit_by_bit(void **state) {
         expect_record(records, i, i == 2 ? 90 : i);
     }
     psi_records_close(records);
+}
+
+static size_t resident_bytes(void) {
+    char text[128] = "";
+    assert_true(psi_os_read_small("/proc/self/statm", text, sizeof(text)) > 0);
+    char *second = strchr(text, ' ');
+    assert_non_null(second);
+    return strtoul(second, NULL, 10) * psi_os_page_bytes();
+}
+
+/* Who writes is short of memory: what reading in the order of the numbers took is there for it. */
+static void a_put_gives_back_what_reading_ahead_took(void **state) {
+    (void)state;
+    enum { LARGE = 4 << 20, RECORDS = 4 };
+    psi_part part = {malloc(LARGE), LARGE};
+    assert_non_null(part.address);
+    psi_records *records = psi_records_open(NULL, LARGE, RECORDS);
+    assert_non_null(records);
+    for (uint32_t i = 0; i < RECORDS; i++) {
+        memset(part.address, (int)i + 1, LARGE);
+        assert_int_equal(psi_records_put(records, i, &part, 1), 0);
+    }
+    for (uint32_t i = 0; i < RECORDS; i++) {
+        assert_int_equal(psi_records_get(records, i, &part, 1), 0);
+        assert_int_equal(*(unsigned char *)part.address, i + 1);
+    }
+    size_t before = resident_bytes();
+    assert_int_equal(psi_records_put(records, 0, &part, 1), 0);
+    assert_true(resident_bytes() + LARGE <= before);
+    psi_records_close(records);
+    free(part.address);
 }
 
 static void what_was_never_written_or_is_forgotten_is_not_there(void **state) {
@@ -206,6 +238,7 @@ static void threads_wait_for_each_other(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(records_come_back_bit_by_bit),
+        cmocka_unit_test(a_put_gives_back_what_reading_ahead_took),
         cmocka_unit_test(what_was_never_written_or_is_forgotten_is_not_there),
         cmocka_unit_test(what_does_not_fit_is_refused),
         cmocka_unit_test(no_store_can_be_asked_for),

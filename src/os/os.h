@@ -12,13 +12,13 @@
 /* Size of a page: a power of two, 4 KiB to 64 KiB on the systems we know. */
 size_t psi_os_page_bytes(void);
 
-/* Address space for `bytes` (a page multiple), readable and writable, no page committed until it is
+/* Address space for `bytes` (up to the end of a page), readable and writable, no page committed until it is
  * written to, never backed by huge pages (one touched byte must cost one page). NULL with errno. */
 void *psi_os_reserve(size_t bytes);
 void psi_os_unreserve(void *base, size_t bytes);
 
-/* Gives the pages of [base, base + bytes) back; both page multiples. They read as zero afterwards
- * and cost memory only when written again. 0 or a negative errno. */
+/* Gives the pages of [base, base + bytes) back, the last one whole; base is a page multiple. They read as zero
+ * afterwards and cost memory only when written again. 0 or a negative errno. */
 int psi_os_give_back(void *base, size_t bytes);
 /* Takes the pages of a range that is about to be written, many in one call: a touch each costs the kernel more. What it
  * cannot take, the touch will. */
@@ -116,8 +116,9 @@ int psi_os_write_at(int descriptor, const void *bytes, size_t count, uint64_t of
 int psi_os_read_at(int descriptor, void *bytes, size_t count, uint64_t offset);
 
 /* A read that goes on while its caller does something else, where the system can do that; else it is done when it is
- * ended. Zero at first. One read at a time: begin, then end (0 or a negative errno, as psi_os_read_at) or drop. Until
- * then nobody touches the bytes, and the descriptor stays open. */
+ * ended. Zero at first. One read at a time: begin, then end (0 or a negative errno, as psi_os_read_at) or drop, which
+ * waits for nothing: false, it goes on, and is to be dropped again. Until then nobody touches the bytes, and the
+ * descriptor stays open. */
 typedef struct psi_os_read {
     uint64_t context; /* the system's; 0: none yet */
     bool refused;     /* there will be none */
@@ -130,7 +131,7 @@ typedef struct psi_os_read {
 
 void psi_os_read_begin(psi_os_read *read, int descriptor, void *bytes, size_t count, uint64_t offset);
 int psi_os_read_end(psi_os_read *read);
-void psi_os_read_drop(psi_os_read *read);
+bool psi_os_read_drop(psi_os_read *read);
 void psi_os_read_close(psi_os_read *read);
 
 /* Waits until a range that was written has reached the disk; 0, or a negative errno when it has not. Nothing to do for

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <linux/aio_abi.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "os/os.h"
@@ -44,28 +45,37 @@ void psi_os_read_begin(psi_os_read *read, int descriptor, void *bytes, size_t co
     read->under_way = syscall(SYS_io_submit, read->context, 1, blocks) == 1;
 }
 
-/* False: not all bytes came, for whatever reason. */
-static bool await(psi_os_read *read) {
+/* Whether it is over. Where the system does not say (a sandbox that lets reads begin; a forked child's are its
+ * parent's), it may go on, and into the next one's bytes: the context ends, which waits for it, and there is no other.
+ */
+static bool is_over(psi_os_read *read, bool waits, bool *whole) {
+    struct timespec at_once = {0};
     struct io_event event = {0};
-    long got;
+    long got, least = waits ? 1 : 0;
     do {
-        got = syscall(SYS_io_getevents, read->context, 1, 1, &event, NULL);
+        got = syscall(SYS_io_getevents, read->context, least, 1, &event, waits ? NULL : &at_once);
     } while (got < 0 && errno == EINTR);
-    read->under_way = false;
-    return got == 1 && event.res == (int64_t)read->count;
+    if (got < least) {
+        (void)syscall(SYS_io_destroy, read->context);
+        read->context = 0;
+        read->refused = true;
+    }
+    read->under_way = got == 0 && !waits;
+    *whole = got == 1 && event.res == (int64_t)read->count;
+    return !read->under_way;
 }
 
 int psi_os_read_end(psi_os_read *read) {
-    if (read->under_way && await(read)) {
+    bool whole = false;
+    if (read->under_way && is_over(read, true, &whole) && whole) {
         return 0;
     }
     return psi_os_read_at(read->descriptor, read->bytes, read->count, read->offset);
 }
 
-void psi_os_read_drop(psi_os_read *read) {
-    if (read->under_way) {
-        (void)await(read);
-    }
+bool psi_os_read_drop(psi_os_read *read) {
+    bool whole;
+    return !read->under_way || is_over(read, false, &whole);
 }
 
 void psi_os_read_close(psi_os_read *read) {

@@ -97,6 +97,7 @@ static bool fits(const psi_records *records, uint32_t number, const psi_part *pa
 
 static int put(psi_records *records, uint32_t number, const psi_part *parts, uint32_t count) {
     records->has[number] = 0;
+    psi_store_rest(records->store); /* who writes is short of memory */
     if (!psi_budget_take(&records->budget, records->room_bytes, psi_os_now_us())) {
         return -EDQUOT;
     }

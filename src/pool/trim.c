@@ -126,6 +126,9 @@ static uint64_t take(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, 
 
 uint64_t psi_trim(psi_pool *pool, uint64_t want_bytes, psi_trim_scope scope, uint64_t floor_bytes) {
     uint64_t given = 0;
+    if (pool->store != NULL) {
+        psi_store_rest(pool->store); /* what was read ahead between two steps, by a state that was saved */
+    }
     /* Without a store even a block asleep is lost to the sequence that wakes: not behind the engine's back. */
     if (pool->store != NULL || scope != PSI_TRIM_ASLEEP) {
         given = take(pool, want_bytes, scope, true, floor_bytes);

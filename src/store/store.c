@@ -3,6 +3,7 @@
 #include "store/store.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,8 +27,8 @@ struct psi_store {
     uint64_t *checksums;
     unsigned char *occupies; /* the slot has room on the disk, whether it is in use or not */
 
-    uint32_t used_slots;  /* no slot from here on was ever handed out */
-    uint32_t wanted_next; /* the slot behind the last that was read */
+    _Atomic uint32_t written_slots; /* no slot from here on was ever written: there the file ends */
+    uint32_t wanted_next;           /* the slot behind the last that was read */
     uint32_t window_slots;
     window windows[2]; /* one is used while the other is read */
     window *coming;    /* it is read just now */
@@ -110,8 +111,14 @@ int psi_store_reserve(psi_store *store, uint32_t *slot) {
     }
     *slot = store->free_slots[--store->free_count];
     store->occupies[*slot] = 1;
-    store->used_slots = *slot >= store->used_slots ? *slot + 1 : store->used_slots;
     return 0;
+}
+
+/* Others may put just now. */
+static void note_written(psi_store *store, uint32_t slot) {
+    uint32_t end = atomic_load(&store->written_slots);
+    while (slot >= end && !atomic_compare_exchange_weak(&store->written_slots, &end, slot + 1)) {
+    }
 }
 
 int psi_store_put(psi_store *store, uint32_t slot, const void *record) {
@@ -124,6 +131,7 @@ int psi_store_put(psi_store *store, uint32_t slot, const void *record) {
     }
     psi_os_forget(store->descriptor, offset, store->record_bytes);
     store->checksums[slot] = sum;
+    note_written(store, slot);
     return 0;
 }
 
@@ -149,7 +157,7 @@ static bool holds(const window *w, uint32_t slot) { return slot >= w->first && s
 
 /* Slots that nobody uses are read, too: that costs less than to look. Without memory for it there is none. */
 static void begin_window(psi_store *store, window *w, uint32_t first) {
-    uint32_t left = store->used_slots - first;
+    uint32_t left = atomic_load(&store->written_slots) - first;
     w->count = 0;
     w->bytes = w->bytes != NULL ? w->bytes : psi_os_reserve(window_bytes(store));
     if (w->bytes == NULL) {
@@ -173,12 +181,21 @@ static void await_window(psi_store *store) {
     }
 }
 
+/* Nobody wants what is on its way. False: the disk still writes there, and nobody waits for it. */
+static bool drop_window(psi_store *store) {
+    if (store->coming != NULL) {
+        store->coming->count = 0;
+        store->coming = psi_os_read_drop(&store->read) ? NULL : store->coming;
+    }
+    return store->coming == NULL;
+}
+
 /* The window that has the slot, and the one behind it is on its way; NULL: it is to be read alone. */
 static const window *find_window(psi_store *store, uint32_t slot) {
     window *w = holds(&store->windows[1], slot) ? &store->windows[1] : &store->windows[0];
     if (!holds(w, slot)) {
-        if (store->coming != NULL) { /* another was thought to be next */
-            await_window(store);
+        if (!drop_window(store)) { /* another was thought to be next */
+            return NULL;
         }
         begin_window(store, w, slot);
     }
@@ -190,14 +207,14 @@ static const window *find_window(psi_store *store, uint32_t slot) {
     }
     window *other = w == store->windows ? &store->windows[1] : store->windows;
     uint32_t next = w->first + w->count;
-    if (store->coming == NULL && next < store->used_slots && !holds(other, next)) {
+    if (store->coming == NULL && next < atomic_load(&store->written_slots) && !holds(other, next)) {
         begin_window(store, other, next);
     }
     return w;
 }
 
 static const void *read_ahead(psi_store *store, uint32_t slot) {
-    if (slot >= store->used_slots || store->window_slots == 0) {
+    if (slot >= atomic_load(&store->written_slots) || store->window_slots == 0) {
         return NULL;
     }
     const window *w = find_window(store, slot);
@@ -205,8 +222,13 @@ static const void *read_ahead(psi_store *store, uint32_t slot) {
     return record != NULL && psi_store_check(store, slot, record) == 0 ? record : NULL;
 }
 
+/* Or it was read already with those before it: between them lie slots that nobody asks for. */
+static bool goes_on_at(const psi_store *store, uint32_t slot) {
+    return slot == store->wanted_next || holds(&store->windows[0], slot) || holds(&store->windows[1], slot);
+}
+
 int psi_store_read(psi_store *store, uint32_t slot, void *room, const void **record) {
-    bool goes_on = slot == store->wanted_next;
+    bool goes_on = goes_on_at(store, slot);
     store->wanted_next = slot + 1;
     *record = goes_on ? read_ahead(store, slot) : NULL;
     if (*record != NULL) {
@@ -226,12 +248,11 @@ int psi_store_read_again(psi_store *store, uint32_t slot, void *room, const void
 }
 
 void psi_store_rest(psi_store *store) {
-    psi_os_read_drop(&store->read);
-    store->coming = NULL;
+    (void)drop_window(store);
     for (int i = 0; i < 2; i++) {
         window *w = &store->windows[i];
         w->count = 0;
-        if (w->touched) {
+        if (w->touched && w != store->coming) {
             w->touched = false;
             (void)psi_os_give_back(w->bytes, window_bytes(store));
         }

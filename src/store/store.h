@@ -29,7 +29,8 @@ int psi_store_put(psi_store *store, uint32_t slot, const void *record);
  * record, or memory of the store's own. -EIO also when the bytes are not those that were written. Records that are
  * asked for in the order of their slots are read ahead, small ones many at once: a disk takes as long for a small
  * request as for a larger one, and reads on while the caller uses the last. psi_store_rest gives back the memory that
- * this took, when there is nothing more to read. */
+ * this took, when there is nothing more to read; it waits for no disk: what is being read just then stays until the
+ * next rest. */
 int psi_store_read(psi_store *store, uint32_t slot, void *room, const void **record);
 void psi_store_rest(psi_store *store);
 
