@@ -1,57 +1,11 @@
 """What the report shows of each kind of result: a title, a sentence, a table, a picture. One function a kind, by the
 beginning of the file's name; each takes what the file holds and returns a Section. Nothing here reads or writes."""
-import dataclasses
 import statistics
 
 import board
 import quality
-
-MIB = 1024 * 1024
-COLOURS = {"ours": "#1f6f8b", "stock": "#d1495b", "other": "#8c8c8c", "light": "#9ecad6"}
-
-
-@dataclasses.dataclass
-class Section:
-    title: str
-    says: str
-    head: list
-    rows: list
-    draw: object = None      # draw(figure): fills a matplotlib figure
-    size: tuple = (8.0, 3.4)  # of the picture, in inches
-    command: str = ""
-    machine: dict = None
-    more: list = ()          # further tables: (head, rows)
-
-
-def number(value, form="%.1f", scale=1):
-    return "-" if value is None else form % (value / scale)
-
-
-def colour(name):
-    return COLOURS["stock"] if name.startswith("stock") else COLOURS["ours"] if name.startswith("ours") else \
-        COLOURS["other"]
-
-
-def plain(axis):
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(True, axis="y", color="#eeeeee")
-    axis.set_axisbelow(True)
-
-
-def plain_log(axis):
-    """A logarithmic axis whose marks are numbers. Call it when all is drawn: how many there are depends on it."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: "{:,g}".format(value) if value < 1 else "{:,.0f}".format(value)))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def whiskers(values, intervals):
-    """Error bars for matplotlib, of [low, high] intervals; none where there is no interval."""
-    return [[value - (interval or [value])[0] for value, interval in zip(values, intervals)],
-            [(interval or [value])[-1] - value for value, interval in zip(values, intervals)]]
-
+import report_vllm
+from report_parts import COLOURS, MIB, Section, colour, number, plain, plain_log, whiskers
 
 # ---- the OOM table -----------------------------------------------------------------------------------
 
@@ -567,6 +521,7 @@ KINDS = (("psi-cache-device", device, "psi-cache bench device"),
          ("server-soak", server_soak, "make bench-server-soak"),
          ("neighbour", neighbour, "make bench-neighbour"),
          ("watcher-cost", watcher_cost, "make bench-watcher-cost"),
+         *report_vllm.KINDS,
          ("cuda_pages", cuda_pages, "python3 bench/cuda_pages.py"))
 
 

@@ -16,12 +16,16 @@ Writes build/bench/vllm_differences-<dtype>.json; ends with 1 when the bar is mi
 """
 import argparse
 import json
+import math
 import os
 import pathlib
 import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "demo"))
+from demo import machine  # noqa: E402
+
 BUILD = ROOT / "build" / "bench"
 ROWS = ("reference", "native", "keep", "drop", "poison")
 
@@ -32,6 +36,7 @@ def arguments():
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--blocks", type=int, default=108, help="of the small cache (default 108): six requests or so")
     parser.add_argument("--part", type=int, default=100, help="requests of one engine (default 100)")
     parser.add_argument("--most-parts", type=int, default=10**9, help="run no more than so many now")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
@@ -39,9 +44,9 @@ def arguments():
 
 
 def engine_of(row, options):
-    """Environment and engine options of a row. Small: twice the floor of one request, for eight at once."""
+    """Environment and engine options of a row. The small cache is too small for the eight that run at once."""
     block_bytes = 3 * 128 * 1024 * (2 if options.dtype == "float32" else 1)
-    small, large = 72 * block_bytes, 512 * block_bytes
+    small, large = options.blocks * block_bytes, 512 * block_bytes
     settings = {"dtype": options.dtype, "kv_cache_memory_bytes": large if row == "reference" else small}
     if row in ("reference", "native"):
         settings["kv_transfer_config"] = None
@@ -67,7 +72,7 @@ class Enough(Exception):
 def part(row, options, first, budget):
     """One part's texts, run now or before."""
     count = min(options.part, options.requests - first)
-    path = BUILD / "vllm_differences" / f"{options.dtype}-{options.tokens}-{row}-{first}-{count}.json"
+    path = BUILD / "vllm_differences" / f"{options.dtype}-{options.blocks}-{options.tokens}-{row}-{first}-{count}.json"
     if not path.exists():
         if budget[0] <= 0:
             raise Enough
@@ -90,6 +95,11 @@ def texts_of(row, options, budget):
         for name in whole:
             whole[name] += found[name] or 0
     return whole
+
+
+def not_numbers(found):
+    """Tokens whose log-probabilities were not numbers."""
+    return sum(not math.isfinite(gap) for gaps in found["gaps"] for gap in gaps)
 
 
 def differences(reference, other):
@@ -116,15 +126,22 @@ def main():
         compared = min(len(texts[row]["tokens"]), len(texts["reference"]["tokens"]))
         results[row] = {"requests": compared, "different": different, "preemptions": texts[row]["preemptions"],
                         "trims": texts[row]["trims"], "given_bytes": texts[row]["given_bytes"],
-                        "loaded_blocks": texts[row]["loaded"], "largest_gap": largest}
+                        "loaded_blocks": texts[row]["loaded"], "largest_gap": largest,
+                        "tokens": sum(map(len, texts[row]["tokens"])), "not_numbers": not_numbers(texts[row])}
         print(f"  {row:10} {len(different):4} of {compared} differ; largest gap {largest}; "
               f"{texts[row]['preemptions']:.0f} preemptions, {texts[row]['trims']} trims, "
-              f"{texts[row]['given_bytes'] >> 20} MiB given back, {texts[row]['loaded']} blocks from the store", flush=True)
-        path.write_text(json.dumps({"dtype": options.dtype, "tokens": options.tokens, "rows": results}, indent=1) + "\n")
+              f"{texts[row]['given_bytes'] >> 20} MiB given back, {texts[row]['loaded']} blocks from the store, "
+              f"{results[row]['not_numbers']} not numbers", flush=True)
+        path.write_text(json.dumps({
+            "command": "make bench-vllm-differences ARGS=\"%s\"" % " ".join(sys.argv[1:]), "dtype": options.dtype,
+            "tokens": options.tokens, "blocks": options.blocks, "rows": results, "machine": machine()}, indent=1) + "\n")
+    good = not any(results[row]["not_numbers"] for row in rows)
+    if not good:
+        print("bar missed: what is not a number reached an output")
     if options.dtype == "float32" and any(results[row]["different"] for row in rows):
         print("bar missed: in f32 every text must be identical")
-        return 1
-    return 0
+        good = False
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

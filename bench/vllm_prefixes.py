@@ -64,7 +64,8 @@ def main():
               f"{'the same tokens' if same else 'OTHER TOKENS'}", flush=True)
     path = ROOT / "build" / "bench" / "vllm_prefixes.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"sizes": results, "machine": machine()}, indent=1) + "\n")
+    command = "make bench-vllm-prefixes ARGS=\"%s\"" % " ".join(sys.argv[1:])
+    path.write_text(json.dumps({"command": command, "sizes": results, "machine": machine()}, indent=1) + "\n")
     return 0 if good else 1
 
 

@@ -105,8 +105,9 @@ def main():
     print(f"{name}: median of ours / stock {median:.4f} (95 %: {low:.4f} to {high:.4f}); bar {options.bar}; "
           f"{machine()['cpu']}, {os.cpu_count()} CPUs")
     (BUILD / f"vllm_throughput-{name}.json").write_text(json.dumps(
-        {"ratios": ratios, "median": median, "interval": [low, high], "kv_bytes_stock": kv_bytes, "machine": machine()},
-        indent=1) + "\n")
+        {"command": "make bench-vllm-throughput ARGS=\"%s\"" % " ".join(sys.argv[1:]), "case": name, "pairs": len(ratios),
+         "ratios": ratios, "median": median, "interval": [low, high], "bar": options.bar, "kv_bytes": int(options.kv) << 20,
+         "kv_bytes_stock": kv_bytes, "machine": machine()}, indent=1) + "\n")
     return 0 if median >= options.bar else 1
 
 
