@@ -31,7 +31,9 @@ def arguments():
     parser.add_argument("--spikes", type=int, default=20)
     parser.add_argument("--busy", action="store_true")
     parser.add_argument("--scheduler")
-    parser.add_argument("--kv", type=float, default=384, metavar="MIB")
+    parser.add_argument("--kv", type=float, default=192, metavar="MIB")
+    parser.add_argument("--beyond", type=float, default=96, metavar="MIB", help="of a spike, beyond what is free (default 96)")
+    parser.add_argument("--prompt-tokens", type=int, default=200, help="with --busy (default 200)")
     parser.add_argument("--rate", type=float, default=500, metavar="MIB/S")
     return parser.parse_args()
 
@@ -68,10 +70,30 @@ class Stream(threading.Thread):
         return round(1000 * max(pauses, default=0.0), 1)
 
 
+def make_ready(options, group, server, core, number, busy):
+    """Without a limit the cache grows again and fills; then there is one, and the controller has time to see it."""
+    group.lift_limit()
+    until = time.monotonic() + 60
+    while status_of(core).get("withheld_bytes") and time.monotonic() < until:
+        time.sleep(0.2)
+    if busy:
+        time.sleep(6)
+    else:
+        fill = Load(server, 16, int(options.kv / 6), 300, 4, first=1000 * (number + 1))
+        fill.start()
+        fill.join()
+        time.sleep(0.5)
+    group.set_limit(needed_bytes(group) // MIB * MIB + 512 * MIB)
+    time.sleep(2)
+
+
 def one_spike(options, group, core, program):
     """Microseconds, or None where nothing was given back."""
     before = status_of(core)
-    size = max(0, group.limit_bytes - needed_bytes(group)) + 96 * MIB
+    needed = needed_bytes(group)
+    size = max(0, group.limit_bytes - needed) + int(options.beyond * MIB)
+    print("  needs %s of %s, cache %s, withheld %s, spike %s" % tuple(demo.mib(bytes_) for bytes_ in (
+        needed, group.limit_bytes, before.get("resident_bytes"), before.get("withheld_bytes"), size)), flush=True)
     process, _ = demo.start_spike(group, program, argparse.Namespace(
         spike_bytes=size, rate_bytes_per_s=options.rate * MIB), argparse.Namespace(hold=1.0, spike_processes=2))
     process.wait()
@@ -82,31 +104,22 @@ def one_spike(options, group, core, program):
 
 
 def run(options, group, server, program):
-    warm = Load(server, 16, 48, 300, 16)
-    warm.start()
-    warm.join()
-    group.set_limit(needed_bytes(group) // MIB * MIB + 512 * MIB)
-    core, load = server.pids()["core"], None
+    core, load, stream = server.pids()["core"], None, Stream(server)
     if options.busy:
-        load = Load(server, 15, 10**9, 200, 32, first=1000)
+        load = Load(server, 15, 10**9, options.prompt_tokens, 32, first=10**6)
         load.start()
-    stream = Stream(server)
-    if options.busy:
         stream.start()
-        time.sleep(2)
     found, steps_ms = [], []
     for number in range(options.spikes):
+        make_ready(options, group, server, core, number, options.busy)
         began = time.monotonic()
         found.append(one_spike(options, group, core, program))
         steps_ms.append(stream.longest_ms(began, time.monotonic()))
         print(f"  spike {number + 1}: {found[-1]} us; longest step {steps_ms[-1]} ms", flush=True)
-        if not server.alive():
-            raise SystemExit("the server is gone:\n" + server.said()[-3000:])
-        if load is None:  # the prefixes of before come back, so that there is something to give
-            again = Load(server, 16, 32, 300, 8, first=2000 + 100 * number)
-            again.start()
-            again.join()
-        time.sleep(4)
+        if not server.alive() or group.oom_kills():
+            ours = [line for line in server.said().splitlines() if "psi-cache" in line]
+            raise SystemExit("%d kills; the last that the server said of its cache:\n%s"
+                             % (group.oom_kills(), "\n".join(ours[-60:])))
     if load is not None:
         load.over = stream.over = True
         load.join()

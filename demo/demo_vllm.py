@@ -27,7 +27,7 @@ WHAT = {"stock": "vLLM, unmodified and alone", "ours": "vLLM with the connector 
 SLACK_BYTES = 128 * MIB  # requests that come together need more, now and then, than those before
 SAMPLE_S, STATUS_S = 0.02, 0.5
 # name: usual, quick
-SIZES = {"kv": (1024, 256), "warm": (48, 48), "requests": (48, 32), "prompt_tokens": (300, 150), "tokens": (48, 24),
+SIZES = {"kv": (1024, 256), "warm": (48, 64), "requests": (48, 32), "prompt_tokens": (300, 150), "tokens": (48, 24),
          "hold": (5.0, 2.0)}
 
 
@@ -38,7 +38,7 @@ def arguments():
     parser.add_argument("--quick", action="store_true", help="a smaller cache, shorter texts and spike")
     parser.add_argument("--kv", type=float, metavar="MIB", help="the KV cache (default 1024; quick 256)")
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--warm", type=int, help="requests before the limit (default 48)")
+    parser.add_argument("--warm", type=int, help="requests before the limit (default 48; quick 64)")
     parser.add_argument("--requests", type=int, help="requests under it (default 48; quick 32)")
     parser.add_argument("--prompt-tokens", type=int, help="default 300; quick 150")
     parser.add_argument("--tokens", type=int, help="of each answer (default 48; quick 24)")
@@ -205,6 +205,8 @@ def measure(options, program, life, first):
     """One round. `first`: the number of its first text, all others are asked for the first time, too."""
     server, group = life.server, life.group
     warm, pids = Load(server, options.clients, options.warm, options.prompt_tokens, options.tokens, first=first), server.pids()
+    if life.rounds:  # the cache fills again
+        group.lift_limit()
     life.before = life.counts()
     run_load(server, None, warm, pids)
     warm_bytes = needed_bytes(group)

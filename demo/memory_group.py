@@ -161,6 +161,15 @@ class MemoryGroup:
         else:
             _write(self.v2 + "/memory.max", limit_bytes)
 
+    def lift_limit(self):
+        """As if there had been none. The limit of memory and swap together first: it may not be the lower one."""
+        self.limit_bytes = None
+        if self.v1 is not None:
+            _try_write(self.v1 + "/memory.memsw.limit_in_bytes", -1)
+            _write(self.v1 + "/memory.limit_in_bytes", -1)
+        else:
+            _write(self.v2 + "/memory.max", "max")
+
     def allow_swap(self, bytes_):
         """So much of the group may go to swap, beside the limit of its memory."""
         if self.v1 is not None:
