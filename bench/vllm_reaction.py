@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import pathlib
+import subprocess
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ from demo_vllm import needed_bytes, new_group, status_of  # noqa: E402
 from vllm_server import NAME, Load, Server, prompt  # noqa: E402
 
 BUILD = ROOT / "build" / "bench"
+COMMAND = str(pathlib.Path(sys.executable).parent / "psi-cache")
 
 
 def arguments():
@@ -71,8 +73,10 @@ class Stream(threading.Thread):
 
 
 def make_ready(options, group, server, core, number, busy):
-    """Without a limit the cache grows again and fills; then there is one, and the controller has time to see it."""
+    """Without a limit the cache grows again, at once, and fills; then there is one, and the controller has time to see it."""
     group.lift_limit()
+    time.sleep(1.5)
+    subprocess.run([COMMAND, "restore", str(core)], stdout=subprocess.DEVNULL, check=False)
     until = time.monotonic() + 60
     while status_of(core).get("withheld_bytes") and time.monotonic() < until:
         time.sleep(0.2)
