@@ -152,11 +152,11 @@ def test_openai_clients_notice_nothing(served):
 
 
 def test_what_is_withheld_is_never_read(tmp_path):
-    """Withheld blocks are filled with what is no number: one read of it, and the texts differ. Within steps, too, and with
-    requests that are preempted for memory."""
+    """Withheld blocks are filled with what is no number: one read of it, and the texts differ. Within steps, too, with
+    requests that are preempted for memory, and with prefixes from the store."""
     got, _ = drive("identical", tmp_path=tmp_path, PSI_CACHE_VLLM_PAGES="poison", DRIVER_TOKENS=32,
                    options={"scheduler_cls": "psi_cache.vllm.preempt.PreemptingScheduler"})
-    assert got["identical"]["preemptions"] > 0
+    assert got["identical"]["preemptions"] > 0 and got["identical"]["loaded"] > 0
     check_identical(got["identical"])
 
 
