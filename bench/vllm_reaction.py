@@ -33,7 +33,7 @@ def arguments():
     parser.add_argument("--spikes", type=int, default=20)
     parser.add_argument("--busy", action="store_true")
     parser.add_argument("--scheduler")
-    parser.add_argument("--kv", type=float, default=192, metavar="MIB")
+    parser.add_argument("--kv", type=float, default=256, metavar="MIB")
     parser.add_argument("--beyond", type=float, default=96, metavar="MIB", help="of a spike, beyond what is free (default 96)")
     parser.add_argument("--prompt-tokens", type=int, default=200, help="with --busy (default 200)")
     parser.add_argument("--rate", type=float, default=500, metavar="MIB/S")
@@ -72,7 +72,7 @@ class Stream(threading.Thread):
         return round(1000 * max(pauses, default=0.0), 1)
 
 
-def make_ready(options, group, server, core, number, busy):
+def make_ready(options, group, server, core):
     """Without a limit the cache grows again, at once, and fills; then there is one, and the controller has time to see it."""
     group.lift_limit()
     time.sleep(1.5)
@@ -80,13 +80,12 @@ def make_ready(options, group, server, core, number, busy):
     until = time.monotonic() + 60
     while status_of(core).get("withheld_bytes") and time.monotonic() < until:
         time.sleep(0.2)
-    if busy:
-        time.sleep(6)
-    else:
-        fill = Load(server, 16, int(options.kv / 6), 300, 4, first=1000 * (number + 1))
+    until = time.monotonic() + 60
+    while status_of(core).get("resident_bytes", 0) < 0.9 * options.kv * MIB and time.monotonic() < until:
+        fill = Load(server, 4 if options.busy else 16, 16, 300, 1, first=int(time.monotonic() * 1000))
         fill.start()
         fill.join()
-        time.sleep(0.5)
+    time.sleep(0.5)
     group.set_limit(needed_bytes(group) // MIB * MIB + 512 * MIB)
     time.sleep(2)
 
@@ -115,7 +114,7 @@ def run(options, group, server, program):
         stream.start()
     found, steps_ms = [], []
     for number in range(options.spikes):
-        make_ready(options, group, server, core, number, options.busy)
+        make_ready(options, group, server, core)
         began = time.monotonic()
         found.append(one_spike(options, group, core, program))
         steps_ms.append(stream.longest_ms(began, time.monotonic()))
