@@ -74,7 +74,8 @@ def throughput(result):
         axis.set_ylabel("ours / stock")
         plain(axis)
 
-    return Section("vLLM's throughput, ours / stock: %s" % result["case"], "Two servers answer the same 16 clients in turn. "
+    return Section("vLLM's throughput, ours / stock: %s" % result["case"], "Two servers answer the same 16 clients in turn; "
+                   "the median is that of two neighbouring pairs' mean, one of each order. "
                    "withheld: ours has given back all but its floor, stock was started with as small a cache.",
                    ["case", "pairs", "median ratio", "95 %", "bar"],
                    [[result["case"], len(ratios), "%.3f" % result["median"], "%.3f to %.3f" % (low, high), result["bar"]]],
