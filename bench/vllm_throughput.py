@@ -54,7 +54,9 @@ def load(server, options, first):
 
 def withhold(server, options):
     """Fills ours, trims it while idle until nothing more goes, and answers how many bytes stay in use."""
-    load(server, options, 10**6)
+    fill = Load(server, 16, int(options.kv / 2), 300, 4, first=10**6)
+    fill.start()
+    fill.join()
     core, withheld = server.pids()["core"], -1
     while status_of(core)["withheld_bytes"] != withheld:
         withheld = status_of(core)["withheld_bytes"]
