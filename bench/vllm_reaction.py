@@ -94,7 +94,8 @@ def one_spike(options, group, core, program):
     """Microseconds, or None where nothing was given back."""
     before = status_of(core)
     needed = needed_bytes(group)
-    size = max(0, group.limit_bytes - needed) + int(options.beyond * MIB)
+    beyond = min(options.beyond * MIB, 0.6 * before.get("resident_bytes", 0))  # less than there is to give
+    size = max(0, group.limit_bytes - needed) + int(beyond)
     print("  needs %s of %s, cache %s, withheld %s, spike %s" % tuple(demo.mib(bytes_) for bytes_ in (
         needed, group.limit_bytes, before.get("resident_bytes"), before.get("withheld_bytes"), size)), flush=True)
     process, _ = demo.start_spike(group, program, argparse.Namespace(
