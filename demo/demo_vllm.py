@@ -27,8 +27,8 @@ WHAT = {"stock": "vLLM, unmodified and alone", "ours": "vLLM with the connector 
 SLACK_BYTES = 128 * MIB  # requests that come together need more, now and then, than those before
 SAMPLE_S, STATUS_S = 0.02, 0.5
 # name: usual, quick
-SIZES = {"kv": (1024, 256), "warm": (48, 64), "requests": (48, 32), "prompt_tokens": (300, 150), "tokens": (48, 24),
-         "hold": (5.0, 2.0)}
+SIZES = {"kv": (1024, 256), "warm": (48, 64), "warm_tokens": (48, 4), "requests": (48, 24), "prompt_tokens": (300, 150),
+         "tokens": (48, 16), "hold": (5.0, 2.0)}
 
 
 def arguments():
@@ -39,9 +39,10 @@ def arguments():
     parser.add_argument("--kv", type=float, metavar="MIB", help="the KV cache (default 1024; quick 256)")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--warm", type=int, help="requests before the limit (default 48; quick 64)")
-    parser.add_argument("--requests", type=int, help="requests under it (default 48; quick 32)")
+    parser.add_argument("--requests", type=int, help="requests under it (default 48; quick 24)")
     parser.add_argument("--prompt-tokens", type=int, help="default 300; quick 150")
-    parser.add_argument("--tokens", type=int, help="of each answer (default 48; quick 24)")
+    parser.add_argument("--tokens", type=int, help="of each answer (default 48; quick 16)")
+    parser.add_argument("--warm-tokens", type=int, help="of each answer before the limit (default 48; quick 4)")
     parser.add_argument("--spike-share", type=float, default=0.5, help="of the cache (default 0.5), and the slack")
     parser.add_argument("--rate", type=float, default=500, metavar="MIB/S", help="of the spike (default 500)")
     parser.add_argument("--hold", type=float, metavar="S", help="how long the spike stays (default 5; quick 2)")
@@ -204,7 +205,7 @@ def tell_round(options, summary):
 def measure(options, program, life, first):
     """One round. `first`: the number of its first text, all others are asked for the first time, too."""
     server, group = life.server, life.group
-    warm, pids = Load(server, options.clients, options.warm, options.prompt_tokens, options.tokens, first=first), server.pids()
+    warm, pids = Load(server, options.clients, options.warm, options.prompt_tokens, options.warm_tokens, first=first), server.pids()
     if life.rounds:  # the cache fills again
         group.lift_limit()
     life.before = life.counts()
