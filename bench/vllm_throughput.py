@@ -52,11 +52,16 @@ def load(server, options, first):
     return run.tokens_per_s()
 
 
+def fill(server, options):
+    """More prefixes than the cache takes."""
+    run = Load(server, 16, int(options.kv / 2), 300, 4, first=10**6)
+    run.start()
+    run.join()
+
+
 def withhold(server, options):
     """Fills ours, trims it while idle until nothing more goes, and answers how many bytes stay in use."""
-    fill = Load(server, 16, int(options.kv / 2), 300, 4, first=10**6)
-    fill.start()
-    fill.join()
+    fill(server, options)
     core, withheld = server.pids()["core"], -1
     while status_of(core)["withheld_bytes"] != withheld:
         withheld = status_of(core)["withheld_bytes"]
@@ -105,6 +110,8 @@ def main():
         stock = Server(options.model, False, kv_bytes, 512)
         if not stock.wait_ready():
             raise SystemExit("stock does not start:\n" + stock.said()[-3000:])
+        if options.withheld:
+            fill(stock, options)  # as ours: a process that had larger steps has another heap
         load(ours, options, 1)
         load(stock, options, 1)
         ratios = pairs_of(options, ours, stock)

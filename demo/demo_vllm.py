@@ -205,7 +205,8 @@ def tell_round(options, summary):
 def measure(options, program, life, first):
     """One round. `first`: the number of its first text, all others are asked for the first time, too."""
     server, group = life.server, life.group
-    warm, pids = Load(server, options.clients, options.warm, options.prompt_tokens, options.warm_tokens, first=first), server.pids()
+    warm = Load(server, options.clients, options.warm, options.prompt_tokens, options.warm_tokens, first=first)
+    pids = server.pids()
     if life.rounds:  # the cache fills again
         group.lift_limit()
     life.before = life.counts()
