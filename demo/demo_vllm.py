@@ -154,11 +154,20 @@ class Life:
     def __init__(self, server, group):
         self.server, self.group, self.rounds, self.killed = server, group, 0, False
         self.began = time.monotonic()
-        self.start_bytes = None
+        self.start_bytes = self.first_other_bytes = None
         self.before = {}
 
     def say(self, text):
         say("  %5.1f s  %s" % (time.monotonic() - self.began, text))
+
+    def growth_bytes(self, needed_bytes):
+        """Of all but the cache, since this server's first round: vLLM's worker grows with each new shape of a batch, by the
+        code that oneDNN makes for it and by its heap. The limit goes with that: it is what the cache has to leave."""
+        if self.server.alive():
+            needed_bytes -= status_of(self.server.pids().get("core")).get("resident_bytes", 0)
+        if self.first_other_bytes is None:
+            self.first_other_bytes = needed_bytes
+        return max(0, needed_bytes - self.first_other_bytes)
 
     def counts(self):
         """What only grows."""
@@ -215,7 +224,8 @@ def measure(options, program, life, first):
     life.say("%d requests answered: it needs %s" % (len(warm.done), mib(warm_bytes)))
     if options.limit_bytes is None:
         options.limit_bytes = (warm_bytes + SLACK_BYTES) // MIB * MIB
-    group.set_limit(options.limit_bytes)
+    limit_bytes = options.limit_bytes + life.growth_bytes(warm_bytes)
+    group.set_limit(limit_bytes)
     forget_peak(group)
     watcher = Watcher(group, pids)
     pressure = group.pressure()
@@ -236,7 +246,7 @@ def measure(options, program, life, first):
                     "stall_some_us": demo.stall_between_us({"pressure_before": pressure,
                                                             "pressure_after": group.pressure()}, "some")})
     samples = {"columns": ["time_s", "usage_bytes", "none"], "samples": watcher.samples, "stats": watcher.stats,
-               "spike": lines_of(output) if output else [], "limit_bytes": options.limit_bytes,
+               "spike": lines_of(output) if output else [], "limit_bytes": limit_bytes,
                "answers": [[e[1], e[2], e[3]] for e in load.done], "failed": load.failed}
     return summary, samples
 
@@ -249,7 +259,7 @@ def summarize(options, life, load, gone, spike, watcher):
     spike_killed = spike is not None and spike.returncode not in (0, None)
     return {"killed": killed, "killed_process": demo.KILLED_PROCESS[killed, spike_killed and bool(since["oom_kills"])],
             "finished": len(load.done) == options.requests, "requests": options.requests, "answered": len(load.done),
-            "failed": load.failed[:5], "limit_bytes": options.limit_bytes, "spike_bytes": options.spike_bytes,
+            "failed": load.failed[:5], "limit_bytes": group.limit_bytes, "spike_bytes": options.spike_bytes,
             "spike_bytes_per_s": options.rate * MIB, "peak_bytes": group.peak(),
             "tokens": sum(each[3] for each in load.done), "tokens_per_s": round(load.tokens_per_s(), 1),
             "request_p50_ms": quantile_ms(times_us, 0.5), "request_p99_ms": quantile_ms(times_us, 0.99),
