@@ -25,22 +25,37 @@ def demo(result):
         axis.invert_yaxis()
         plain(axis)
 
-    return Section("vLLM under a limit and a spike, again and again", "%d clients, a KV cache of %d MiB, a limit of %d MiB, a "
-                   "spike of %d MiB; up to %d rounds to a server. Medians." % (
+    return Section("vLLM under a limit and a spike, again and again", "%d clients, a KV cache of %d MiB, a "
+                   "limit of %d MiB, a spike of %d MiB; up to %d rounds to a server. Medians." % (
                        result["clients"], result["kv_bytes"] / MIB, result["rounds"][0]["limit_bytes"] / MIB,
                        result["rounds"][0]["spike_bytes"] / MIB, result["runs_per_server"]),
                    ["side", "rounds", "killed", "answered", "needs MiB", "peak MiB", "given back MiB"], rows, draw, (8, 2.4))
 
 
 def differences(result):
-    rows = [[name, row["requests"], len(row["different"]), "-" if row["largest_gap"] is None else "%.4f" % row["largest_gap"],
-             "%d" % row["preemptions"], row["trims"], number(row["given_bytes"], "%.0f", MIB), row["loaded_blocks"],
+    rows = [[name, row["requests"], len(row["different"]), number(row["largest_gap"], "%.4f"), "%d" % row["preemptions"],
+              row["trims"], number(row["given_bytes"], "%.0f", MIB), row["loaded_blocks"],
              row["not_numbers"]] for name, row in result["rows"].items()]
-    return Section("vLLM's greedy texts, %s" % result["dtype"], "Against the reference, an engine with a large cache and without "
-                   "us. native: without us, in a small cache; keep, drop, poison: in the small cache, under random trims, "
-                   "withheld blocks kept, given back, filled with what is not a number. %d tokens each." % result["tokens"],
+
+    def draw(figure):
+        axis = figure.subplots()
+        names, at = list(result["rows"]), range(len(result["rows"]))
+        axis.barh(at, [len(row["different"]) for row in result["rows"].values()],
+                  color=[COLOURS["stock"] if name in ("reference", "native") else COLOURS["ours"] for name in names])
+        for y, row in zip(at, result["rows"].values()):
+            axis.text(0, y, "  %d of %d" % (len(row["different"]), row["requests"]), fontsize=8, va="center")
+        axis.set_yticks(at, names)
+        axis.set_xlim(0, max(1, *(len(row["different"]) for row in result["rows"].values())))
+        axis.set_xlabel("texts that differ from the reference")
+        axis.invert_yaxis()
+        plain(axis)
+
+    return Section("vLLM's greedy texts, %s" % result["dtype"], "Against the reference, an engine with a large cache "
+                   "and without us. native: without us, in a small cache (%d blocks); keep, drop, poison: in the small cache, under random trims, "
+                   "withheld blocks kept, given back, filled with what is not a number. %d tokens each." % (
+                       result["blocks"], result["tokens"]),
                    ["engine", "requests", "differ", "largest gap of the two best, nats", "preemptions", "trims",
-                    "given back MiB", "blocks from the store", "not numbers"], rows)
+                    "given back MiB", "blocks from the store", "not numbers"], rows, draw, (8, 2.2))
 
 
 def reaction(result):
