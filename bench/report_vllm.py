@@ -41,7 +41,7 @@ def differences(result):
         axis = figure.subplots()
         names, at = list(result["rows"]), range(len(result["rows"]))
         axis.barh(at, [len(row["different"]) for row in result["rows"].values()],
-                  color=[COLOURS["stock"] if name in ("reference", "native") else COLOURS["ours"] for name in names])
+                  color=[COLOURS["stock"] if name in ("reference", "native") else COLOURS["light"] for name in names])
         for y, row in zip(at, result["rows"].values()):
             axis.text(0, y, "  %d of %d" % (len(row["different"]), row["requests"]), fontsize=8, va="center")
         axis.set_yticks(at, names)
@@ -51,8 +51,8 @@ def differences(result):
         plain(axis)
 
     return Section("vLLM's greedy texts, %s" % result["dtype"], "Against the reference, an engine with a large cache "
-                   "and without us. native: without us, in a small cache (%d blocks); keep, drop, poison: in the small cache, under random trims, "
-                   "withheld blocks kept, given back, filled with what is not a number. %d tokens each." % (
+                   "and without us. native: without us, in a small cache (%d blocks); keep, drop, "
+                   "poison: in the small cache, under random trims, withheld blocks kept, given back, filled with what is not a number. %d tokens each." % (
                        result["blocks"], result["tokens"]),
                    ["engine", "requests", "differ", "largest gap of the two best, nats", "preemptions", "trims",
                     "given back MiB", "blocks from the store", "not numbers"], rows, draw, (8, 2.2))
