@@ -51,9 +51,9 @@ def differences(result):
         plain(axis)
 
     return Section("vLLM's greedy texts, %s" % result["dtype"], "Against the reference, an engine with a large cache "
-                   "and without us. native: without us, in a small cache (%d blocks); keep, drop, "
-                   "poison: in the small cache, under random trims, withheld blocks kept, given back, filled with what is not a number. %d tokens each." % (
-                       result["blocks"], result["tokens"]),
+                   "and without us. native: without us, in a small cache (%d blocks); keep, drop, poison: in the small "
+                   "cache, under random trims, withheld blocks kept, given back, filled with what is not a number. "
+                   "%d tokens each." % (result["blocks"], result["tokens"]),
                    ["engine", "requests", "differ", "largest gap of the two best, nats", "preemptions", "trims",
                     "given back MiB", "blocks from the store", "not numbers"], rows, draw, (8, 2.2))
 
@@ -74,7 +74,8 @@ def reaction(result):
                    "As the controller counts it. Killed: %d." % result["kills"],
                    ["case", "spikes", "gave memory back", "p50 ms", "p99 ms", "worst ms", "bar", "missed by"],
                    [[result["case"], result["spikes"], result["answered"], *(number(result[key]) for key in (
-                       "p50_ms", "p99_ms", "worst_ms")), result["bar"], result["missed"]]], draw if seen_ms else None, (8, 2.2))
+                       "p50_ms", "p99_ms", "worst_ms")), result["bar"], result["missed"]]],
+                   draw if seen_ms else None, (8, 2.2))
 
 
 def throughput(result):
@@ -113,7 +114,8 @@ def prefixes(result):
         plain(axis)
 
     return Section("vLLM: a prompt whose prefix is computed, in vLLM's cache, or read from the store", "Medians.",
-                   ["words", "rounds", "computed ms", "cached ms", "read ms", "blocks read", "same tokens"], rows, draw, (8, 2.4))
+                   ["words", "rounds", "computed ms", "cached ms", "read ms", "blocks read", "same tokens"], rows,
+                   draw, (8, 2.4))
 
 
 KINDS = (("vllm_demo", demo, "make demo-vllm ARGS=\"--quick --runs 50 --runs-per-server 10\""),
