@@ -149,8 +149,8 @@ def main():
               "reaction_us": found, "longest_step_ms": steps_ms, "machine": machine()}
     (BUILD / f"vllm_reaction-{case}.json").write_text(json.dumps(result, indent=1) + "\n")
     print("%s: %d of %d spikes gave memory back; reaction p50 %s, p99 %s, worst %s ms; bar %s, missed by %d; kills %d, "
-          "%d preemptions" % (case, result["answered"], len(found), result["p50_ms"], result["p99_ms"], result["worst_ms"], result["bar"],
-             result["missed"], kills, preemptions or 0))
+          "%d preemptions" % (case, result["answered"], len(found), result["p50_ms"], result["p99_ms"], result["worst_ms"],
+                              result["bar"], result["missed"], kills, preemptions or 0))
     return 1 if result["missed"] or kills or not result["answered"] else 0
 
 
@@ -158,7 +158,8 @@ def judged(case, found, steps_ms):
     seen = sorted(us for us in found if us is not None)
     figures = {name: demo.quantile_ms(seen, share) for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99), ("worst_ms", 1.0))}
     if case == "preempting":
-        bar, missed = "200 ms and a step", sum(us is not None and us / 1000 > 200 + step for us, step in zip(found, steps_ms))
+        bar = "200 ms and a step"
+        missed = sum(us is not None and us / 1000 > 200 + step for us, step in zip(found, steps_ms))
     else:
         bar_ms = {"idle": 50, "busy": 200}[case]
         bar, missed = f"{bar_ms} ms", sum(us / 1000 > bar_ms for us in seen)

@@ -125,8 +125,8 @@ def main():
     print(f"{name}: median of ours / stock {median:.4f} (95 %: {low:.4f} to {high:.4f}); bar {options.bar}; "
           f"{machine()['cpu']}, {os.cpu_count()} CPUs")
     result = {"command": "make bench-vllm-throughput ARGS=\"%s\"" % " ".join(sys.argv[1:]), "case": name,
-              "pairs": len(ratios), "ratios": ratios, "balanced": both_orders, "median": median, "interval": [low, high], "bar": options.bar,
-              "kv_bytes": int(options.kv) << 20, "kv_bytes_stock": kv_bytes,
+              "pairs": len(ratios), "ratios": ratios, "balanced": both_orders, "median": median, "interval": [low, high],
+              "bar": options.bar, "kv_bytes": int(options.kv) << 20, "kv_bytes_stock": kv_bytes,
               "withheld_share": 1 - kv_bytes / (int(options.kv) << 20), "machine": machine()}
     (BUILD / f"vllm_throughput-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     return 0 if median >= options.bar else 1
