@@ -1,7 +1,8 @@
-"""An emulated machine: a stock Debian kernel in qemu, with our one program as its init.
+"""An emulated machine: a stock Debian kernel in qemu, with a program of ours as its init.
 
 Nothing of the real machine is put under pressure: the machine's memory is its process's, fixed at
-start. Called by spike_matrix.py; setup.sh gets qemu and the kernel.
+start. Called by spike_matrix.py, whose machine this is; setup.sh gets qemu and the kernel. What does not
+depend on the machine's kind is shared with tests/arm64/run.py: images, and Emulated.
 """
 import glob
 import hashlib
@@ -31,16 +32,16 @@ class Trouble(RuntimeError):
     """The text says what is wrong and what to do."""
 
 
-def _run(command, what):
+def run(command, what):
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
         raise Trouble("%s failed:\n%s" % (what, done.stdout[-4000:]))
 
 
-def _tool(name):
+def tool(name):
     found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if found is None:
-        raise Trouble("no %s: run bench/machine/setup.sh" % name)
+        raise Trouble("no %s: run the setup.sh of this machine" % name)
     return found
 
 
@@ -52,8 +53,8 @@ def library(source):
     directory = os.path.join(BUILD, "library")
     if source != ROOT:  # cmake keeps to the tree that it began with
         directory += "-" + hashlib.sha256(source.encode()).hexdigest()[:8]
-    _run(["cmake", "-S", source, "-B", directory, "-DPSI_TESTS=OFF", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"], "cmake")
-    _run(["cmake", "--build", directory, "--target", "psi_core_archive", "-j2"], "building the library")
+    run(["cmake", "-S", source, "-B", directory, "-DPSI_TESTS=OFF", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"], "cmake")
+    run(["cmake", "--build", directory, "--target", "psi_core_archive", "-j2"], "building the library")
     return os.path.join(directory, "libpsi_core_archive.a")
 
 
@@ -61,7 +62,7 @@ def guest(source, archive):
     """The machine's one program, without a shared library."""
     program = os.path.join(BUILD, "init")
     sources = sorted(glob.glob(os.path.join(HERE, "guest", "*.c")))
-    _run([os.environ.get("CC", "cc"), *C_FLAGS, "-static", "-I", os.path.join(source, "include"), *sources, archive,
+    run([os.environ.get("CC", "cc"), *C_FLAGS, "-static", "-I", os.path.join(source, "include"), *sources, archive,
           "-lpthread", "-ldl", "-lm", "-o", program], "building the guest")
     return program
 
@@ -73,13 +74,37 @@ def _cpio_entry(number, name, mode, data):
     return head + b"\0" * (-len(head) % 4) + data + b"\0" * (-len(data) % 4)
 
 
+def write_initramfs(path, files):
+    """A file system of these files: {name: data}, all of them executable; directories as the names need them."""
+    directories = sorted({directory for name in files for directory in _parents(name)})
+    with open(path, "wb") as file:
+        for number, name in enumerate(directories, 1):
+            file.write(_cpio_entry(number, name, 0o040755, b""))
+        for number, name in enumerate(files, 1 + len(directories)):
+            file.write(_cpio_entry(number, name, 0o100755, files[name]))
+        file.write(_cpio_entry(0, "TRAILER!!!", 0, b""))
+    return path
+
+
+def _parents(name):
+    parts = name.split("/")[:-1]
+    return ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
 def initramfs(program):
     """A file system of one file."""
-    path = os.path.join(BUILD, "initramfs")
     with open(program, "rb") as file:
-        data = file.read()
-    with open(path, "wb") as file:
-        file.write(_cpio_entry(1, "init", 0o100755, data) + _cpio_entry(0, "TRAILER!!!", 0, b""))
+        return write_initramfs(os.path.join(BUILD, "initramfs"), {"init": file.read()})
+
+
+def make_image(path, contents, size_mib):
+    """A disk with an ext4 of what is in the directory `contents`; the path appears when it is whole."""
+    partial = path + ".partial"
+    with open(partial, "wb") as file:
+        file.truncate(size_mib << 20)
+    run([tool("mke2fs"), "-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0", "-d",
+         contents, partial], "mke2fs")
+    os.replace(partial, path)
     return path
 
 
@@ -88,19 +113,11 @@ def disk(weights_mib, size_mib=512):
     path = os.path.join(BUILD, "disk-%d.img" % weights_mib)
     if os.path.exists(path):
         return path
-    with tempfile.TemporaryDirectory(dir=BUILD) as directory:
-        contents = os.path.join(directory, "contents")
-        os.mkdir(contents)
+    with tempfile.TemporaryDirectory(dir=BUILD) as contents:
         with open(os.path.join(contents, "weights"), "wb") as file:
             for _ in range(weights_mib):
                 file.write(os.urandom(1 << 20))
-        image = os.path.join(directory, "image")
-        with open(image, "wb") as file:
-            file.truncate(size_mib << 20)
-        _run([_tool("mke2fs"), "-q", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-d", contents,
-              image], "mke2fs")
-        os.replace(image, path)
-    return path
+        return make_image(path, contents, size_mib)
 
 
 def accelerator():
@@ -108,7 +125,7 @@ def accelerator():
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg", "no /dev/kvm that we may use"
     try:
-        done = subprocess.run([_tool(QEMU), "-accel", "kvm", "-cpu", "host", "-m", "64", "-nodefaults",
+        done = subprocess.run([tool(QEMU), "-accel", "kvm", "-cpu", "host", "-m", "64", "-nodefaults",
                                "-display", "none", "-S", "-monitor", "stdio"], input="quit\n", text=True,
                               timeout=20, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     except subprocess.TimeoutExpired:
@@ -121,12 +138,66 @@ def accelerator():
 
 # ---- a boot ------------------------------------------------------------------------------------------
 
-class Machine:
-    """with Machine(...) as machine: for event in machine.events(): ...  Dies with this process."""
+class Emulated:
+    """with Emulated(...) as machine: for line in machine.lines(): ...  Dies with this process.
+
+    `words` are qemu's: what the machine consists of. Its console goes to a file, and what its program writes to the
+    character device "results" are the lines.
+    """
+
+    def __init__(self, qemu, words, kernel, kernel_words, initramfs_path, console):
+        self.console = console
+        self.kernel = kernel
+        self.command = [tool("setpriv"), "--pdeathsig", "KILL", tool(qemu), "-nodefaults", "-no-user-config",
+                        "-display", "none", "-no-reboot", "-kernel", kernel, "-initrd", initramfs_path,
+                        "-serial", "file:" + console, "-chardev", "stdio,id=results,signal=off", *words,
+                        "-append", " ".join(kernel_words)]
+        self.process = None
+
+    def __enter__(self):
+        if not os.path.exists(self.kernel):
+            raise Trouble("no kernel: run the setup.sh of this machine")
+        self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                        stderr=subprocess.STDOUT)
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def lines(self, silence_s=180):
+        """The machine's lines, until it powers off. Trouble when it says nothing for long."""
+        rest, deadline = b"", time.monotonic() + silence_s
+        descriptor = self.process.stdout.fileno()
+        while True:
+            if not select.select([descriptor], [], [], max(0, deadline - time.monotonic()))[0]:
+                raise Trouble("the machine said nothing for %d s\n%s" % (silence_s, self.last_words(rest)))
+            got = os.read(descriptor, 65536)
+            if not got:
+                break
+            deadline = time.monotonic() + silence_s
+            *lines, rest = (rest + got).split(b"\n")
+            for line in lines:
+                yield line.decode(errors="replace").rstrip("\r")
+        if self.process.wait() != 0 or rest.strip():
+            raise Trouble("the machine ended badly (%s)\n%s" % (self.process.returncode, self.last_words(rest)))
+
+    def last_words(self, rest):
+        try:
+            with open(self.console, errors="replace") as file:
+                console = file.read()[-2000:]
+        except OSError:
+            console = ""
+        return rest.decode(errors="replace") + console
+
+
+class Machine(Emulated):
+    """The one of the spikes: x86-64, with an NVMe disk. Its lines are dictionaries: for event in machine.events()."""
 
     def __init__(self, initramfs_path, disk_path, words, accel="tcg", memory_mib=768, cpus=2, psi=True,
                  disk_mb_s=0, name="machine"):
-        self.console = os.path.join(BUILD, "console-%s.log" % name)
         # tsc=reliable: the clock of an emulated machine looks unsteady, and the others are slow to read.
         # mitigations=off, init_on_alloc=0: they protect nobody here, and emulation makes them dear: without them
         # a spike reaches several times the rate.
@@ -139,44 +210,14 @@ class Machine:
             drive += ",throttling.bps-total=%d" % (disk_mb_s * 1000000)
         accelerators = {"kvm": ["-accel", "kvm", "-cpu", "host"],
                         "tcg": ["-accel", "tcg,thread=multi,tb-size=256", "-cpu", TCG_CPU]}
-        self.command = [_tool("setpriv"), "--pdeathsig", "KILL", _tool(QEMU), "-nodefaults", "-no-user-config",
-                        "-display", "none", "-no-reboot", *accelerators[accel], "-smp", str(cpus),
-                        "-m", str(memory_mib), "-object", memory, "-machine", "pc,memory-backend=ram",
-                        "-kernel", KERNEL, "-initrd", initramfs_path, "-drive", drive,
-                        "-device", "nvme,drive=disk,serial=psi-cache", "-serial", "file:" + self.console,
-                        "-chardev", "stdio,id=results,signal=off", "-serial", "chardev:results",
-                        "-append", " ".join(kernel_words)]
-        self.process = None
-
-    def __enter__(self):
-        if not os.path.exists(KERNEL):
-            raise Trouble("no kernel: run bench/machine/setup.sh")
-        self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                        stderr=subprocess.STDOUT)
-        return self
-
-    def __exit__(self, *_):
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
+        super().__init__(QEMU, [*accelerators[accel], "-smp", str(cpus), "-m", str(memory_mib), "-object", memory,
+                                "-machine", "pc,memory-backend=ram", "-drive", drive,
+                                "-device", "nvme,drive=disk,serial=psi-cache", "-serial", "chardev:results"],
+                         KERNEL, kernel_words, initramfs_path, os.path.join(BUILD, "console-%s.log" % name))
 
     def events(self, silence_s=180):
-        """The machine's lines as dictionaries, until it powers off. Trouble when it says nothing for long."""
-        rest, deadline = b"", time.monotonic() + silence_s
-        descriptor = self.process.stdout.fileno()
-        while True:
-            if not select.select([descriptor], [], [], max(0, deadline - time.monotonic()))[0]:
-                raise Trouble("the machine said nothing for %d s\n%s" % (silence_s, self.last_words(rest)))
-            got = os.read(descriptor, 65536)
-            if not got:
-                break
-            deadline = time.monotonic() + silence_s
-            *lines, rest = (rest + got).split(b"\n")
-            for line in lines:
-                yield self._event(line.decode(errors="replace").strip())
-        if self.process.wait() != 0 or rest.strip():
-            raise Trouble("the machine ended badly (%s)\n%s" % (self.process.returncode, self.last_words(rest)))
+        for line in self.lines(silence_s):
+            yield self._event(line.strip())
 
     def _event(self, line):
         try:
@@ -186,14 +227,6 @@ class Machine:
         if event.get("event") == "error":
             raise Trouble("the machine says: %s" % event["text"])
         return event
-
-    def last_words(self, rest):
-        try:
-            with open(self.console, errors="replace") as file:
-                console = file.read()[-2000:]
-        except OSError:
-            console = ""
-        return rest.decode(errors="replace") + console
 
 
 def leave_on_signals():

@@ -7,38 +7,15 @@ set -eu
 ROOT=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 CACHE=$ROOT/.cache/machine
 PATH=$PATH:/usr/sbin:/sbin
-say() { printf '%s\n' "$*"; }
-fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
-
-as_root() {
-    if [ "$(id -u)" -eq 0 ]; then
-        "$@"
-    elif sudo -n true 2>/dev/null; then
-        sudo -n "$@"
-    else
-        fail "no right to install packages here; run as root: $*"
-    fi
-}
-
-refreshed=''
-refresh() {
-    [ -z "$refreshed" ] || return 0
-    refreshed=yes
-    say "==> refreshing the package lists (apt-get update)"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get update -q >/dev/null || say "    going on without"
-}
+. "$ROOT/bench/machine/apt.sh"
 
 install_tools() {
     packages=''
     command -v qemu-system-x86_64 >/dev/null || packages="$packages qemu-system-x86"
     command -v mke2fs >/dev/null || packages="$packages e2fsprogs"
     command -v setpriv >/dev/null || packages="$packages util-linux"
-    [ -n "$packages" ] || return 0
-    command -v apt-get >/dev/null || fail "install what is missing, then try again (Debian:$packages)"
-    refresh
-    say "==> installing$packages"
     # shellcheck disable=SC2086 # a list of words
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $packages >/dev/null
+    install_packages $packages
 }
 
 kernel_package() { # the package behind the name that always means the newest
@@ -54,10 +31,7 @@ get_kernel() {
     [ -n "$package" ] || fail "apt-get knows no linux-image-cloud-amd64: is this Debian for x86-64?"
     say "==> downloading $package (27 MB); its kernel goes to .cache/machine/, nothing is installed"
     mkdir -p "$CACHE"
-    partial=$(mktemp -d "$CACHE/partial-XXXXXX")
-    trap 'rm -rf "$partial"' EXIT
-    trap 'exit 130' INT
-    trap 'exit 143' TERM HUP
+    make_partial "$CACHE"
     # A list of last month names a file that is gone: refresh, once.
     (cd "$partial" && apt-get download -q "$package" >/dev/null 2>&1) || {
         refresh
