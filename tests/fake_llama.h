@@ -211,7 +211,7 @@ static fake_llama *fake_open(uint32_t streams, bool quantised) {
     fake->quantised = quantised;
     for (uint32_t i = 0; i < 2 * F_LAYERS; i++) {
         tensor *t = &fake->cache[i];
-        const size_t row = F_DIMS * sizeof(float);
+        const size_t row = psi_os_page_bytes() / F_BLOCK; /* at least what a cell needs; a block is a page */
         *t = (tensor){.type = TYPE_F32, .ne = {F_DIMS, F_CELLS, streams, 1}, .nb = {4, row, row * F_CELLS, 0}};
         t->nb[3] = t->nb[2] * streams;
         if (quantised && i % 2 == 0) {

@@ -35,6 +35,14 @@ static void hear(void *user, psi_log_level level, const char *line) {
     read_lines += strstr(line, "could not be read back") != NULL;
 }
 
+static size_t pages(size_t count) { return count * psi_os_page_bytes(); }
+
+static int mount_tmpfs(const char *where, size_t page_count, unsigned long flags) {
+    char size[32];
+    (void)snprintf(size, sizeof(size), "size=%zu", pages(page_count));
+    return mount("tmpfs", where, "tmpfs", flags, size);
+}
+
 static int setup(void **state) {
     (void)state;
     (void)strcpy(base, "/tmp/psi-test-XXXXXX");
@@ -42,7 +50,7 @@ static int setup(void **state) {
     (void)snprintf(disk, sizeof(disk), "%s/disk", base);
     if (unshare(CLONE_NEWNS) != 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0) {
         missing = "no mount namespace of our own: needs root, and one thread";
-    } else if (mount("tmpfs", base, "tmpfs", 0, "size=8m") != 0 || mkdir(disk, 0700) != 0) {
+    } else if (mount_tmpfs(base, 2048, 0) != 0 || mkdir(disk, 0700) != 0) {
         missing = "tmpfs cannot be mounted";
     }
     return 0;
@@ -61,7 +69,7 @@ static void skip_where_nothing_can_be_mounted(const char *reason) {
     }
 }
 
-/* ---- A pool of 1.5 MiB, 4 KiB pages --------------------------------------------------------------------- */
+/* ---- A pool of 384 pages; the disks are as small, in pages ---------------------------------------------------------- */
 
 static psi_cache *cache;
 static psi_pool *pool;
@@ -120,17 +128,17 @@ static uint32_t lost(void) {
 static void a_file_system_that_runs_full_and_gets_room_again(void **state) {
     (void)state;
     skip_where_nothing_can_be_mounted(missing);
-    if (mount("tmpfs", disk, "tmpfs", 0, "size=512k") != 0) {
+    if (mount_tmpfs(disk, 128, 0) != 0) {
         skip_where_nothing_can_be_mounted("tmpfs cannot be mounted");
     }
     open_pool();
     psi_stats stats = trim();
-    assert_in_range(stats.stored_bytes, block_bytes, 512 << 10);
+    assert_in_range(stats.stored_bytes, block_bytes, pages(128));
     assert_int_equal(stats.resident_bytes + stats.stored_bytes, BLOCKS * block_bytes);
     assert_true(stats.store_errors > 0);
     assert_int_equal(full_lines, 1);
     assert_int_equal(lost(), 0);
-    assert_int_equal(mount(NULL, disk, NULL, MS_REMOUNT, "size=4m"), 0);
+    assert_int_equal(mount_tmpfs(disk, 1024, MS_REMOUNT), 0);
     for (int i = 0; i < 10000 && stats.stored_bytes < (BLOCKS - 4) * block_bytes; i++) {
         psi_os_pause_us(1000); /* a store that failed is left alone for a while */
         stats = trim();
@@ -171,10 +179,10 @@ static void a_disk_that_fails_and_is_gone(void **state) {
     run("truncate -s 64M %s/image && mkfs.ext4 -q -F -O ^has_journal -m 0 %s/image 2>/dev/null", "no mkfs.ext4");
     run("mount -o loop %s/image %s/disk 2>/dev/null", "no loop device, or no ext4");
     run("sync -f %s/disk", "no sync"); /* what mkfs and mount write has its room */
-    fill_up_but(512 << 10);
+    fill_up_but(pages(128));
     open_pool();
     psi_stats stats = trim();
-    assert_in_range(stats.stored_bytes, 1, 1 << 20);
+    assert_in_range(stats.stored_bytes, 1, pages(256));
     assert_int_equal(stats.resident_bytes + stats.stored_bytes, BLOCKS * block_bytes);
     assert_true(stats.store_errors > 0);
     assert_int_equal(write_lines + full_lines, 1); /* EIO or ENOSPC, as the kernel's loop driver sees it */

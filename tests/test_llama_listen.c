@@ -196,7 +196,8 @@ static void what_the_engine_s_stops_cost_is_on_the_account(void **state) {
 /* Two and eight blocks a page, and tensors that begin inside of one. */
 static void on_larger_pages_every_cell_is_right_too(void **state) {
     (void)state;
-    for (size_t page_bytes = 8192; page_bytes <= 65536; page_bytes *= 2) {
+    const size_t page = psi_os_page_bytes();
+    for (size_t page_bytes = 2 * page; page_bytes <= 16 * page; page_bytes *= 2) {
         fake_llama *fake = fake_open(2, false);
         uint32_t at = 24 * F_BLOCK;
         for (uint32_t to = 0; to < at; to += 64) {
@@ -231,7 +232,7 @@ static uint32_t damage_stores(void) {
             continue;
         }
         int again = open(path, O_WRONLY | O_CLOEXEC);
-        for (off_t at = 0; at < (off_t)(1 << 20); at += (off_t)sizeof(bytes)) {
+        for (off_t at = 0; at < (off_t)(256 * psi_os_page_bytes()); at += (off_t)sizeof(bytes)) {
             done += pwrite(again, bytes, sizeof(bytes), at) > 0;
         }
         (void)close(again);

@@ -25,7 +25,7 @@ CACHE = os.path.join(machine.ROOT, ".cache", "machine-arm64")
 BUILD = os.path.join(machine.ROOT, "build", "arm64")
 COMPILER = "aarch64-linux-gnu-gcc"
 LIBRARIES = ("ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6", "libgcc_s.so.1")
-DISK_MIB = 1024  # sparse; what the tests write goes to a copy that ends with the machine
+DISK_MIB = 4096  # sparse; what the tests write goes to a copy that ends with the machine
 LIMIT_S = 120  # as in CMakeLists.txt; times --slower
 
 
@@ -83,7 +83,9 @@ def fill_disk(contents, todo, options):
         path = subprocess.run([COMPILER, "-print-file-name=" + name], check=True, text=True,
                               stdout=subprocess.PIPE).stdout.strip()
         shutil.copy(path, os.path.join(contents, "lib", name))
-    shutil.copy(os.path.join(CACHE, "system", "libcmocka.so.0"), os.path.join(contents, "lib"))
+    for path in glob.glob(os.path.join(CACHE, "system", "lib", "*")):
+        shutil.copy(path, os.path.join(contents, "lib"))
+    shutil.copy(os.path.join(CACHE, "system", "mke2fs"), os.path.join(contents, "bin", "mkfs.ext4"))
     for name in ("tests", "examples"):
         shutil.copytree(os.path.join(BUILD, name), os.path.join(contents, "build", name))
     for path in [os.path.join(BUILD, "psi-cache"), *glob.glob(os.path.join(BUILD, "libpsicache*.so*"))]:

@@ -1,8 +1,8 @@
 #!/bin/sh
 # What the emulated Arm machine needs, on Debian for x86-64: setup.sh 16k|4k
 #   compiler, qemu   installed with apt-get where we may
-#   the rest         Debian's packages for arm64: the kernel with pages of this size, cmocka, busybox. Downloaded and
-#                    taken apart into .cache/machine-arm64/, never installed; apt looks for them with lists and
+#   the rest         Debian's packages for arm64: the kernel with pages of this size, cmocka, busybox, and mke2fs, which
+#                    a test wants. Downloaded and taken apart into .cache/machine-arm64/, never installed; apt looks for them with lists and
 #                    settings of its own there, so the machine's sources stay as they are
 # Says what it does; does nothing that is done already.
 set -eu
@@ -66,13 +66,18 @@ unpack() {
 
 get_system() {
     [ ! -d "$CACHE/system" ] || return 0
-    say "==> downloading cmocka and busybox for arm64"
-    mkdir "$partial/system"
+    say "==> downloading cmocka, busybox and mke2fs for arm64 (2 MB)"
+    mkdir -p "$partial/system/lib"
     unpack libcmocka-dev './usr/include/*'
-    unpack libcmocka0 './usr/lib/*'
     unpack busybox-static './bin/busybox'
-    cp "$partial"/usr/include/cmocka*.h "$partial"/usr/lib/aarch64-linux-gnu/libcmocka.so.0 "$partial"/bin/busybox \
-        "$partial/system"
+    unpack e2fsprogs './sbin/mke2fs'
+    for package in libcmocka0 libext2fs2 libcom-err2 libblkid1 libuuid1; do
+        unpack "$package" '*/aarch64-linux-gnu/*.so.*'
+    done
+    cp "$partial"/usr/include/cmocka*.h "$partial/bin/busybox" "$partial/sbin/mke2fs" "$partial/system"
+    # By the names that programs look for.
+    find "$partial/lib" "$partial/usr/lib" -name '*.so.[0-9]' -exec cp {} "$partial/system/lib" \;
+    rm -rf "$partial/lib"
     mv "$partial/system" "$CACHE/system"
 }
 
@@ -83,7 +88,7 @@ get_kernel() {
     [ -n "$newest" ] || fail "Debian's lists know no $kernel"
     say "==> downloading $newest (90 MB); its kernel and modules go to .cache/machine-arm64/, nothing is installed"
     mkdir "$partial/$pages"
-    unpack "$newest" './boot/vmlinuz-*' './boot/config-*' '*/virtio_blk.ko*' '*/crc32c_generic.ko*' '*/crc16.ko*' \
+    unpack "$newest" './boot/vmlinuz-*' './boot/config-*' '*/virtio_blk.ko*' '*/loop.ko*' '*/crc32c_generic.ko*' '*/crc16.ko*' \
         '*/mbcache.ko*' '*/jbd2.ko*' '*/ext4.ko*'
     find "$partial/lib" -name '*.ko*' -exec cp {} "$partial/$pages" \;
     cp "$partial"/boot/vmlinuz-* "$partial/$pages/vmlinuz"
