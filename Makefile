@@ -1,13 +1,13 @@
 # The doors into this project. What happens behind them is in scripts/.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup build test test-vllm demo demo-vllm sanitize clean distclean format format-check bench bench-list
+.PHONY: help setup build test test-vllm test-arm64 demo demo-vllm sanitize clean distclean format format-check bench bench-list
 
 PYTHON ?= python3
 export PYTHON
 
 help: ## this list
-	@awk -F ': .*## ' '/^[a-z%-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ': .*## ' '/^[a-z0-9%-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  PYTHON=...         the Python that .venv is made with (python3)"
 	@echo "  PSI_CACHE_WHEELS=  where the engines' wheels are kept (~/.cache/llm-psi-cache/wheels)"
@@ -34,6 +34,9 @@ test: ## all tests: C, C under the sanitizers, Python with both engines
 sanitize: ## the C tests under the address, undefined-behaviour and thread sanitizers
 	@sh scripts/setup-system.sh test
 	@sh scripts/test.sh asan tsan
+
+test-arm64: ## the C tests on an emulated Arm machine with pages of 16 KiB (qemu, Debian's kernel); no part of make test
+	@python3 tests/arm64/run.py $(ARGS)
 
 setup: ## tools, .venv, both engines and the model, and no more
 	@sh scripts/setup-system.sh test

@@ -12,6 +12,7 @@ import glob
 import lzma
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,9 @@ def arguments():
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these programs, for example test_store")
     parser.add_argument("--cpus", type=int, default=2, help="processors of the machine (2)")
     parser.add_argument("--memory-mib", type=int, default=768, help="its memory (768)")
-    parser.add_argument("--slower", type=float, default=10, help="how much longer a program may take than on a real machine (10)")
+    parser.add_argument("--slower", type=float, default=10, 
+                        help="how much longer a program may take than on a real machine (10)")
+    parser.add_argument("--minutes", type=float, default=120, help="how long all of it may take (120)")
     parser.add_argument("--verbose", action="store_true", help="show all output, not only that of what failed")
     return parser.parse_args()
 
@@ -181,7 +184,24 @@ class Verdicts:
         return 0 if self.ended and self.passed and not self.failed else 1
 
 
+def read_all(emulated, options, verdicts):
+    """What was said until then counts, however the machine ends."""
+    try:
+        for line in emulated.lines(silence_s=LIMIT_S * options.slower + 120):
+            verdicts.take(line)
+    except machine.Trouble as trouble:
+        say("error: %s" % trouble)
+
+
+def end_after(minutes):
+    def end(_number, _frame):
+        raise machine.Trouble("not done after %g minutes" % minutes)
+    signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, minutes * 60)
+
+
 def run(options):
+    end_after(options.minutes)
     begin_s = time.monotonic()
     if subprocess.call(["sh", os.path.join(HERE, "setup.sh"), options.pages]) != 0:
         return 1
@@ -194,8 +214,7 @@ def run(options):
         disk = machine.make_image(os.path.join(directory, "disk.img"), contents, DISK_MIB)
         say("==> %d programs on the emulated machine (console: build/arm64/console.log)" % len(todo))
         with boot(options, disk) as emulated:
-            for line in emulated.lines(silence_s=LIMIT_S * options.slower + 120):
-                verdicts.take(line)
+            read_all(emulated, options, verdicts)
     return verdicts.summary(time.monotonic() - begin_s)
 
 
