@@ -69,7 +69,7 @@ static void skip_where_nothing_can_be_mounted(const char *reason) {
     }
 }
 
-/* ---- A pool of 384 pages; the disks are as small, in pages ---------------------------------------------------------- */
+/* ---- A pool of 384 pages; the disks are as small, in pages ------------------------------------------------------- */
 
 static psi_cache *cache;
 static psi_pool *pool;

@@ -2,8 +2,8 @@
 # What the emulated Arm machine needs, on Debian for x86-64: setup.sh 16k|4k
 #   compiler, qemu   installed with apt-get where we may
 #   the rest         Debian's packages for arm64: the kernel with pages of this size, cmocka, busybox, and mke2fs, which
-#                    a test wants. Downloaded and taken apart into .cache/machine-arm64/, never installed; apt looks for them with lists and
-#                    settings of its own there, so the machine's sources stay as they are
+#                    a test wants. Downloaded and taken apart into .cache/machine-arm64/, never installed; apt looks
+#                    for them with lists and settings of its own there, so the machine's sources stay as they are
 # Says what it does; does nothing that is done already.
 set -eu
 ROOT=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
@@ -88,8 +88,8 @@ get_kernel() {
     [ -n "$newest" ] || fail "Debian's lists know no $kernel"
     say "==> downloading $newest (90 MB); its kernel and modules go to .cache/machine-arm64/, nothing is installed"
     mkdir "$partial/$pages"
-    unpack "$newest" './boot/vmlinuz-*' './boot/config-*' '*/virtio_blk.ko*' '*/loop.ko*' '*/crc32c_generic.ko*' '*/crc16.ko*' \
-        '*/mbcache.ko*' '*/jbd2.ko*' '*/ext4.ko*'
+    unpack "$newest" './boot/vmlinuz-*' './boot/config-*' '*/virtio_blk.ko*' '*/loop.ko*' '*/ext4.ko*' '*/jbd2.ko*' \
+        '*/mbcache.ko*' '*/crc16.ko*' '*/crc32c_generic.ko*'
     find "$partial/lib" -name '*.ko*' -exec cp {} "$partial/$pages" \;
     cp "$partial"/boot/vmlinuz-* "$partial/$pages/vmlinuz"
     cp "$partial"/boot/config-* "$partial/$pages/config"
