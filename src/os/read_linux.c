@@ -6,14 +6,40 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/aio_abi.h>
+#include <stdatomic.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "os/os.h"
 
+/* Contexts of readers that are closed, for the next ones: to end one takes the kernel some 20 ms, in which the caller
+ * waits. 0: a free place. */
+enum { SPARES = 8 };
+static _Atomic uint64_t spares[SPARES];
+
+static uint64_t take_spare(void) {
+    uint64_t context = 0;
+    for (int i = 0; i < SPARES && context == 0; i++) {
+        context = atomic_exchange(&spares[i], 0);
+    }
+    return context;
+}
+
+static bool keep_spare(uint64_t context) {
+    bool kept = false;
+    for (int i = 0; i < SPARES && !kept; i++) {
+        uint64_t none = 0;
+        kept = atomic_compare_exchange_strong(&spares[i], &none, context);
+    }
+    return kept;
+}
+
 /* A context is its process's alone: a forked child's calls are refused, and it reads at once. */
 static bool has_context(psi_os_read *read) {
+    if (read->context == 0 && !read->refused) {
+        read->context = take_spare();
+    }
     if (read->context == 0 && !read->refused) {
         aio_context_t context = 0;
         read->refused = syscall(SYS_io_setup, 1, &context) != 0;
@@ -79,7 +105,7 @@ bool psi_os_read_drop(psi_os_read *read) {
 }
 
 void psi_os_read_close(psi_os_read *read) {
-    if (read->context != 0) {
+    if (read->context != 0 && (read->under_way || !keep_spare(read->context))) {
         (void)syscall(SYS_io_destroy, read->context); /* waits for what is under way */
     }
     *read = (psi_os_read){0};
