@@ -348,6 +348,7 @@ def exact():
     before = stats_now()["trims"]
     taken = out(True)
     trims = stats_now()["trims"] - before
+    psi_cache.trim(1.0)  # so that the store has all of it: a memory that ends at once drops what it has not
     logits = engine.again(prompt[-1], 1499)
     available(1)
     wait_for(lambda: psi_cache.stats()["index"] > 0.7)
