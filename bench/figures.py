@@ -30,12 +30,12 @@ def mean(values):
     return float(numpy.mean(values)) if len(values) else None
 
 
-def bootstrap_numbers(numbers, figure, draws=DRAWS, seed=1):
-    """95 % interval of figure(numbers) by drawing the numbers again; None of fewer than two."""
-    if len(numbers) < 2:
+def bootstrap_of(things, figure, draws=DRAWS, seed=1):
+    """95 % interval of figure(things), a list of anything, by drawing them again; None of fewer than two."""
+    if len(things) < 2:
         return None
     generator = numpy.random.default_rng(seed)
-    drawn = [figure([numbers[i] for i in generator.integers(0, len(numbers), len(numbers))]) for _ in range(draws)]
+    drawn = [figure([things[i] for i in generator.integers(0, len(things), len(things))]) for _ in range(draws)]
     return [float(bound) for bound in numpy.quantile(drawn, (0.025, 0.975))]
 
 
@@ -43,9 +43,4 @@ def bootstrap(runs, figure, draws=DRAWS, seed=1):
     """95 % interval of figure(values of all runs together), by drawing whole runs again: the values of a run (its
     steps) are not independent of each other. `runs`: one list of values a run. None where there is only one run."""
     runs = [numpy.asarray(run, float) for run in runs if len(run)]
-    if len(runs) < 2:
-        return None
-    generator = numpy.random.default_rng(seed)
-    drawn = [figure(numpy.concatenate([runs[i] for i in generator.integers(0, len(runs), len(runs))]))
-             for _ in range(draws)]
-    return [float(bound) for bound in numpy.quantile(drawn, (0.025, 0.975))]
+    return bootstrap_of(runs, lambda drawn: figure(numpy.concatenate(drawn)), draws, seed)

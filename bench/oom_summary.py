@@ -7,8 +7,8 @@ BOOTSTRAP_DRAWS = 400
 
 
 def pressed_steps(run):
-    """Times of the steps of one token that touch the time of the spike; a step that was
-    under way at a kill is in none of them: it has no end."""
+    """Times of the steps of one token that touch the time of the spike. A step that was under way at a kill is not among
+    them: it has no end."""
     begin_s, _, end_s = run["spike_s"]
     if begin_s is None:
         return []
@@ -81,7 +81,7 @@ def paired_ratio(runs, over, under, share):
         return figures.quantile(above, share) / figures.quantile(below, share)
     if not numbers:
         return None, None, 0
-    return of(numbers), figures.bootstrap_numbers(numbers, of, BOOTSTRAP_DRAWS), len(numbers)
+    return of(numbers), figures.bootstrap_of(numbers, of, BOOTSTRAP_DRAWS), len(numbers)
 
 
 STEP_RATIOS = {"step_p50_ours_to_unpressed": ("ours-auto", "ours-unpressed", 0.5),

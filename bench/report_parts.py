@@ -33,6 +33,18 @@ def plain(axis):
     axis.set_axisbelow(True)
 
 
+def dots(axis, sides, key, spread, size):
+    """A row a side, a mark a round: x where it was killed. sides: {name: rounds}."""
+    for y, (side, rounds) in enumerate(sides.items()):
+        for at, r in enumerate(rounds):
+            axis.plot(r[key], y + spread * (at / len(rounds) - 0.5), "x" if r["killed"] else "o", color=colour(side),
+                      markersize=size, alpha=0.7)
+    axis.set_yticks(range(len(sides)), sides)
+    axis.set_xlim(left=0)
+    axis.invert_yaxis()
+    plain(axis)
+
+
 def plain_log(axis):
     """A logarithmic axis whose marks are numbers. Call it when all is drawn: how many there are depends on it."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter

@@ -5,7 +5,7 @@ import statistics
 import board
 import quality
 import report_vllm
-from report_parts import COLOURS, MIB, Section, colour, number, plain, plain_log, whiskers
+from report_parts import COLOURS, MIB, Section, colour, dots, number, plain, plain_log, whiskers
 
 # ---- the OOM table -----------------------------------------------------------------------------------
 
@@ -248,15 +248,8 @@ def demo(result):
 
     def draw(figure):
         axis = figure.subplots()
-        for y, (side, those) in enumerate(runs.items()):
-            for r in those:
-                axis.plot(r["tokens"], y + 0.25 * ((those.index(r) / len(those)) - 0.5), "x" if r["killed"] else "o",
-                          color=colour(side), markersize=6, alpha=0.7)
-        axis.set_yticks(range(len(runs)), runs)
+        dots(axis, runs, "tokens", 0.25, 6)
         axis.set_xlabel("tokens written (x: then killed, o: finished)")
-        axis.set_xlim(left=0)
-        axis.invert_yaxis()
-        plain(axis)
 
     return Section("The demo, again and again", "One limit, one spike; lazy is ours with its controller off. Medians.",
                    ["side", "rounds", "killed", "peak MiB of the group", "tokens", "p50 ms", "p99 ms"], rows, draw, (8, 2.2))

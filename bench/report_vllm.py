@@ -1,7 +1,7 @@
 """What the report shows of the results of vLLM's benches. As report_sections.py, which has the other kinds."""
 import statistics
 
-from report_parts import COLOURS, MIB, Section, colour, number, plain
+from report_parts import COLOURS, MIB, Section, dots, number, plain
 
 
 def demo(result):
@@ -15,15 +15,8 @@ def demo(result):
 
     def draw(figure):
         axis = figure.subplots()
-        for y, (side, those) in enumerate(runs.items()):
-            for at, r in enumerate(those):
-                axis.plot(r["answered"], y + 0.5 * (at / len(those) - 0.5), "x" if r["killed"] else "o",
-                          color=colour(side), markersize=5, alpha=0.7)
-        axis.set_yticks(range(len(runs)), runs)
+        dots(axis, runs, "answered", 0.5, 5)
         axis.set_xlabel("requests answered in the round (x: then killed, o: not)")
-        axis.set_xlim(left=0)
-        axis.invert_yaxis()
-        plain(axis)
 
     return Section("vLLM under a limit and a spike, again and again", "%d clients, a KV cache of %d MiB, a "
                    "limit of %d MiB, a spike of %d MiB; up to %d rounds to a server. Medians." % (

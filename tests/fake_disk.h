@@ -103,8 +103,6 @@ static inline ssize_t fake_disk_fail(int error) {
     return -1;
 }
 
-static inline bool fake_disk_is_direct(int descriptor) { return (fcntl(descriptor, F_GETFL) & O_DIRECT) != 0; }
-
 static inline ssize_t fake_disk_real_write(int descriptor, const void *bytes, size_t count, off_t offset) {
     return syscall(SYS_pwrite64, descriptor, bytes, count, offset);
 }
@@ -153,7 +151,7 @@ ssize_t pwrite(int descriptor, const void *bytes, size_t count, off_t offset) {
         atomic_fetch_add(&fake_disk.failed, 1);
         return fake_disk_real_write(descriptor, bytes, count, offset + (off_t)count);
     case FAKE_DISK_NOT_DIRECT:
-        if (fake_disk_is_direct(descriptor)) {
+        if (psi_os_is_direct(descriptor)) {
             return fake_disk_fail(EINVAL);
         }
         break;
@@ -198,7 +196,7 @@ ssize_t pread(int descriptor, void *bytes, size_t count, off_t offset) {
     case FAKE_DISK_READ_FLIPS:
         return fake_disk_read_flipped(descriptor, bytes, count, offset);
     case FAKE_DISK_NOT_DIRECT:
-        if (fake_disk_is_direct(descriptor)) {
+        if (psi_os_is_direct(descriptor)) {
             return fake_disk_fail(EINVAL);
         }
         break;

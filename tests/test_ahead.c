@@ -12,6 +12,7 @@
 #include "os/os.h"
 #include "pool/pool.h"
 #include "psicache.h"
+#include "resident.h"
 #include "store/store.h"
 
 /* More than are read at once (1 MiB), and not a whole number of times as many. */
@@ -278,14 +279,6 @@ static void a_restore_by_hand_reads_few_times(void **state) {
     }
     psi_pool_destroy(pool);
     psi_cache_close(cache);
-}
-
-static size_t resident_bytes(void) {
-    char text[128] = "";
-    assert_true(psi_os_read_small("/proc/self/statm", text, sizeof(text)) > 0);
-    char *second = strchr(text, ' ');
-    assert_non_null(second);
-    return strtoul(second, NULL, 10) * psi_os_page_bytes();
 }
 
 /* A state that is saved reads many blocks, and then an engine may rest for long: no step gives the windows back. */

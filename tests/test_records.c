@@ -13,6 +13,7 @@
 #include "fake_disk.h"
 #include "os/os.h"
 #include "psicache.h"
+#include "resident.h"
 
 enum { FIRST = 5000, SECOND = 3001, RECORD = FIRST + SECOND, ROOM = 8192 };
 
@@ -66,14 +67,6 @@ static void records_come_back_bit_by_bit(void **state) {
         expect_record(records, i, i == 2 ? 90 : i);
     }
     psi_records_close(records);
-}
-
-static size_t resident_bytes(void) {
-    char text[128] = "";
-    assert_true(psi_os_read_small("/proc/self/statm", text, sizeof(text)) > 0);
-    char *second = strchr(text, ' ');
-    assert_non_null(second);
-    return strtoul(second, NULL, 10) * psi_os_page_bytes();
 }
 
 /* Who writes is short of memory: what reading in the order of the numbers took is there for it. */

@@ -115,6 +115,9 @@ int psi_os_open_unlinked(const char *directory);
 int psi_os_write_at(int descriptor, const void *bytes, size_t count, uint64_t offset);
 int psi_os_read_at(int descriptor, void *bytes, size_t count, uint64_t offset);
 
+/* Whether its transfers go past the page cache. */
+bool psi_os_is_direct(int descriptor);
+
 /* A read that goes on while its caller does something else, where the system can do that; else it is done when it is
  * ended. Zero at first. One read at a time: begin, then end (0 or a negative errno, as psi_os_read_at) or drop, which
  * waits for nothing: false, it goes on, and is to be dropped again. Until then nobody touches the bytes, and the

@@ -61,10 +61,8 @@ int psi_os_give_back(void *base, size_t bytes) {
 }
 
 void psi_os_populate(void *base, size_t bytes) {
-    enum {
-        POPULATE_WRITE = 23,
-        LEAST_PAGES = 4
-    }; /* MADV_POPULATE_WRITE, Linux 5.14; a page or two are as cheap by touch */
+    /* MADV_POPULATE_WRITE, Linux 5.14. A page or two are as cheap by touch. */
+    enum { POPULATE_WRITE = 23, LEAST_PAGES = 4 };
     static atomic_bool missing;
     size_t page = psi_os_page_bytes();
     uintptr_t from = (uintptr_t)base & ~(page - 1), to = ((uintptr_t)base + bytes + page - 1) & ~(page - 1);
@@ -526,7 +524,7 @@ static int within_file_limit(uint64_t end) {
     return end <= (uint64_t)limit.rlim_cur;
 }
 
-static bool is_direct(int descriptor) {
+bool psi_os_is_direct(int descriptor) {
     int flags = fcntl(descriptor, F_GETFL);
     return flags >= 0 && (flags & O_DIRECT) != 0;
 }
@@ -534,7 +532,7 @@ static bool is_direct(int descriptor) {
 /* After a transfer that failed: true when it was refused for being direct, and the next one will not be. Some file
  * systems take the flag and no transfer; some disks' sectors are larger than our pages. */
 static bool is_direct_no_more(int descriptor, ssize_t transferred) {
-    if (transferred >= 0 || errno != EINVAL || !is_direct(descriptor)) {
+    if (transferred >= 0 || errno != EINVAL || !psi_os_is_direct(descriptor)) {
         return false;
     }
     return fcntl(descriptor, F_SETFL, fcntl(descriptor, F_GETFL) & ~O_DIRECT) == 0;
@@ -579,7 +577,7 @@ int psi_os_read_at(int descriptor, void *bytes, size_t count, uint64_t offset) {
 
 int psi_os_flush(int descriptor, uint64_t offset, uint64_t count) {
     const unsigned all = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
-    if (is_direct(descriptor) || sync_file_range(descriptor, (off_t)offset, (off_t)count, all) == 0) {
+    if (psi_os_is_direct(descriptor) || sync_file_range(descriptor, (off_t)offset, (off_t)count, all) == 0) {
         return 0;
     }
     return errno == ENOSYS || errno == EINVAL || errno == ESPIPE ? 0
@@ -587,7 +585,7 @@ int psi_os_flush(int descriptor, uint64_t offset, uint64_t count) {
 }
 
 void psi_os_forget(int descriptor, uint64_t offset, uint64_t count) {
-    if (!is_direct(descriptor)) {
+    if (!psi_os_is_direct(descriptor)) {
         (void)posix_fadvise(descriptor, (off_t)offset, (off_t)count, POSIX_FADV_DONTNEED);
     }
 }

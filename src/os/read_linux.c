@@ -4,7 +4,6 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
-#include <fcntl.h>
 #include <linux/aio_abi.h>
 #include <stdatomic.h>
 #include <sys/syscall.h>
@@ -38,19 +37,11 @@ static bool keep_spare(uint64_t context) {
 /* A context is its process's alone: a forked child's calls are refused, and it reads at once. */
 static bool has_context(psi_os_read *read) {
     if (read->context == 0 && !read->refused) {
-        read->context = take_spare();
-    }
-    if (read->context == 0 && !read->refused) {
-        aio_context_t context = 0;
-        read->refused = syscall(SYS_io_setup, 1, &context) != 0;
+        aio_context_t context = take_spare();
+        read->refused = context == 0 && syscall(SYS_io_setup, 1, &context) != 0;
         read->context = read->refused ? 0 : context;
     }
     return read->context != 0;
-}
-
-static bool is_direct(int descriptor) {
-    int flags = fcntl(descriptor, F_GETFL);
-    return flags >= 0 && (flags & O_DIRECT) != 0;
 }
 
 void psi_os_read_begin(psi_os_read *read, int descriptor, void *bytes, size_t count, uint64_t offset) {
@@ -59,7 +50,8 @@ void psi_os_read_begin(psi_os_read *read, int descriptor, void *bytes, size_t co
     read->count = count;
     read->offset = offset;
     read->under_way = false;
-    if (!is_direct(descriptor) || !has_context(read)) { /* through the page cache the call would wait for the disk */
+    if (!psi_os_is_direct(descriptor) ||
+        !has_context(read)) { /* through the page cache the call would wait for the disk */
         return;
     }
     struct iocb block = {.aio_lio_opcode = IOCB_CMD_PREAD,
