@@ -38,16 +38,55 @@ static void what_is_left_asleep_is_enough_to_begin(void **state) {
     }
 }
 
-static void near_but_quiet_looks_200_times_a_second(void **state) {
+static void near_but_quiet_looks_less_often(void **state) {
     (void)state;
     assert_int_equal(decide_quick(headroom_of(300), cache_of(1000)).sleep_us, 2 * MS); /* fill not known */
     assert_int_equal(decide_quick(filling(300, 0), cache_of(1000)).sleep_us, 5 * MS);
-    assert_int_equal(decide_quick(filling(340, 63), cache_of(1000)).sleep_us, 5 * MS);
-    assert_int_equal(decide_quick(filling(340, 65), cache_of(1000)).sleep_us, 2 * MS); /* moves */
+    /* Quiet: at four times the fill the reserve, 84 MiB away, is more than 250 ms off. */
+    assert_near((double)decide_quick(filling(340, 83), cache_of(1000)).sleep_us, 5126, 2);
+    assert_int_equal(decide_quick(filling(340, 85), cache_of(1000)).sleep_us, 2 * MS); /* moves */
     assert_int_equal(decide_quick(filling(250, 0), cache_of(1000)).sleep_us, 2 * MS);  /* above the limit */
     psi_demand floor_reached = cache_of(1000);
     floor_reached.evictable_bytes = 0;
     assert_int_equal(decide_quick(headroom_of(10), floor_reached).sleep_us, 10 * MS); /* nothing to give */
+}
+
+/* Where trimming may take longer than the reserve is away at the worst rate: a quarter of that. */
+static void quiet_sleeps_by_what_is_left(void **state) {
+    (void)state;
+    for (uint64_t mib = 300; mib < 700; mib += 13) {
+        psi_control control = quick_control(100, 64);
+        psi_decision quiet = decide(&control, filling(mib, 10), cache_of(1000));
+        psi_decision moves = decide(&control, filling(mib, 1000), cache_of(1000));
+        double spare_us = ((double)mib - 64) * 1e6 / 4096 - 100000;
+        double quarter_us = ((double)mib - 64) * 1e6 / 4096 / 4;
+        quarter_us = quarter_us > 20000 ? 20000 : quarter_us;
+        assert_int_equal(quiet.band, PSI_BAND_NONE);
+        assert_near((double)quiet.sleep_us,
+                    spare_us > quarter_us ? spare_us
+                    : quarter_us > 5000   ? quarter_us
+                                          : 5000,
+                    2);
+        assert_true(spare_us > 2000 || moves.sleep_us == 2 * MS || moves.band != PSI_BAND_NONE);
+    }
+}
+
+static void quiet_reads_counters_5_times_a_second(void **state) {
+    (void)state;
+    psi_control control = quick_control(100, 64);
+    psi_reading reading = filling(500, 10);
+    unsigned counters = 0, looks = 0;
+    for (uint64_t begin_us = reading.at_us; reading.at_us < begin_us + 2000 * MS; looks++) {
+        psi_decision decision = decide(&control, reading, cache_of(1000));
+        assert_int_equal(decision.look | PSI_LOOK_COUNTERS, PSI_LOOK_ALL);
+        counters += (decision.look & PSI_LOOK_COUNTERS) != 0;
+        reading.at_us += decision.sleep_us;
+    }
+    assert_in_range(counters, 8, 11);
+    assert_true(looks > 50);
+    psi_reading moves = filling(500, 1000);
+    moves.at_us = reading.at_us;
+    assert_int_equal(decide(&control, moves, cache_of(1000)).look, PSI_LOOK_ALL);
 }
 
 static void comfort_has_time(void **state) {
@@ -133,7 +172,9 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sleep_follows_headroom_and_rate),
         cmocka_unit_test(what_is_left_asleep_is_enough_to_begin),
-        cmocka_unit_test(near_but_quiet_looks_200_times_a_second),
+        cmocka_unit_test(near_but_quiet_looks_less_often),
+        cmocka_unit_test(quiet_sleeps_by_what_is_left),
+        cmocka_unit_test(quiet_reads_counters_5_times_a_second),
         cmocka_unit_test(comfort_has_time),
         cmocka_unit_test(far_from_every_limit_it_hardly_looks),
         cmocka_unit_test(far_needs_plenty_and_nothing_waiting),

@@ -270,8 +270,8 @@ static void first_milliseconds_give_no_share(void **state) {
     psi_signal *signal = open_signal();
     read_after(signal, 0);
     put_pressure("/proc/pressure/memory", 2 * MS, 0);
-    assert_int_equal(read_after(signal, 99 * MS).have & PSI_HAVE_STALL, 0);
-    assert_true(read_after(signal, 1 * MS).have & PSI_HAVE_STALL);
+    assert_int_equal(read_after(signal, 75 * MS).have & PSI_HAVE_STALL, 0);
+    assert_true(read_after(signal, 25 * MS).have & PSI_HAVE_STALL);
     psi_signal_close(signal);
 }
 

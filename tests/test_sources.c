@@ -117,18 +117,27 @@ static void looks_are_taken_no_oftener_than_they_may(void **state) {
     read_after(signal, 49 * MS);
     assert_int_equal(sample->look, PSI_LOOK_AMOUNTS | PSI_LOOK_STALL);
     assert_int_equal(sample->value[PSI_RAW_VM_REFAULT_FILE], 10);
-    read_after(signal, 1 * MS);
+    put_pressure("/cg/a/b/c/memory.pressure", 4, 4);
+    read_after(signal, 1 * MS); /* stall with the counters, always: they are judged together */
     assert_int_equal(sample->look, PSI_LOOK_AMOUNTS | PSI_LOOK_STALL | PSI_LOOK_COUNTERS);
     assert_int_equal(sample->value[PSI_RAW_VM_REFAULT_FILE], 11);
+    assert_int_equal(sample->value[PSI_RAW_OWN_MEMORY_SOME_US], 4);
+    put_pressure("/cg/a/b/c/memory.pressure", 0, 0);
+    read_after(signal, 24 * MS);
+    assert_int_equal(sample->look, PSI_LOOK_AMOUNTS);
+    assert_int_equal(sample->value[PSI_RAW_OWN_MEMORY_SOME_US], 4);
+    read_after(signal, 1 * MS);
+    assert_int_equal(sample->look, PSI_LOOK_AMOUNTS | PSI_LOOK_STALL);
+    assert_int_equal(sample->value[PSI_RAW_OWN_MEMORY_SOME_US], 0);
     assert_int_equal(sample->value[PSI_RAW_ZRAM_USED_BYTES], 12288);
-    read_after(signal, 4950 * MS);
+    read_after(signal, 4925 * MS);
     assert_int_equal(sample->look, PSI_LOOK_ALL);
     assert_int_equal(sample->value[PSI_RAW_ZRAM_USED_BYTES], 3);
     put_pressure("/cg/a/b/c/memory.pressure", 5, 5);
     look_after(signal, 100 * MS, PSI_LOOK_AMOUNTS); /* stall is not read while a trigger is armed */
     assert_int_equal(sample->look, PSI_LOOK_AMOUNTS);
     assert_int_equal(sample->value[PSI_RAW_OWN_MEMORY_SOME_US], 0);
-    now_us -= 90 * MS; /* a clock that goes back takes everything again */
+    now_us -= 190 * MS; /* a clock that goes back takes everything again */
     read_after(signal, 0);
     assert_true(sample->look & PSI_LOOK_STALL);
     psi_signal_close(signal);

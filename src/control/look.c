@@ -9,14 +9,17 @@
 #define WORST_OF_SEEN 4.0
 
 #define SLEEP_LEAST_US ((uint64_t)2000)
-#define SLEEP_QUIET_LEAST_US ((uint64_t)5000) /* near, but nothing moves: 200 readings a second, not 500 */
-#define SLEEP_ABOVE_US ((uint64_t)10000)      /* above the limit: to see the effect, and ask for more */
-#define SLEEP_STALL_US ((uint64_t)100000)     /* only stall says so: a tenth of its window */
+#define SLEEP_QUIET_LEAST_US ((uint64_t)5000) /* near, but little moves: 200 looks a second, not 500, */
+#define SLEEP_QUIET_MOST_US ((uint64_t)20000) /* a fifth of what regrowing goes by */
+#define SLEEP_QUIET_PARTS 4               /* or one in so much of the time that the reserve is off at the worst rate */
+#define SLEEP_ABOVE_US ((uint64_t)10000)  /* above the limit: to see the effect, and ask for more */
+#define SLEEP_STALL_US ((uint64_t)100000) /* only stall says so: a tenth of its window */
 #define SLEEP_MOST_US ((uint64_t)500000)
 #define SLEEP_FAR_US ((uint64_t)1000000) /* nothing known, or memory for seconds at the worst rate */
 #define FAR_SPAN_US 2e6
-#define COUNTERS_EVERY_US ((uint64_t)1000000) /* of the far sleep: readings with AMOUNTS alone are cheap */
-#define QUIET_RESERVE_PARTS 4                 /* less than a quarter of the reserve a second is quiet */
+#define COUNTERS_FAR_US ((uint64_t)1000000) /* readings without them are cheap */
+#define COUNTERS_QUIET_US ((uint64_t)200000)
+#define QUIET_SPAN_US 250000.0 /* little moves: at 4 times the fill that is seen the reserve is so far off */
 #define QUIET_STALL 0.01
 
 static double worst_bytes_per_s(const psi_reading *reading) {
@@ -24,10 +27,13 @@ static double worst_bytes_per_s(const psi_reading *reading) {
     return seen > WORST_BYTES_PER_S ? seen : WORST_BYTES_PER_S;
 }
 
+static double above_bytes(const psi_control *control, const psi_reading *reading) {
+    return (double)reading->headroom_bytes - (double)control->mapping.reserve_bytes;
+}
+
 /* Until the reserve is reached, at the worst rate. */
 static uint64_t reserve_in_us(const psi_control *control, const psi_reading *reading) {
-    double above = (double)reading->headroom_bytes - (double)control->mapping.reserve_bytes;
-    return psi_to_whole(above * 1e6 / worst_bytes_per_s(reading));
+    return psi_to_whole(above_bytes(control, reading) * 1e6 / worst_bytes_per_s(reading));
 }
 
 /* Until trimming must begin, so that it is done when the reserve is reached. */
@@ -37,7 +43,7 @@ static uint64_t spare_us(const psi_control *control, const psi_reading *reading)
 
 static bool is_quiet(const psi_control *control, const psi_reading *reading) {
     return psi_has(reading, PSI_HAVE_FILL) &&
-           (double)reading->fill_bytes_per_s < (double)(control->mapping.reserve_bytes / QUIET_RESERVE_PARTS);
+           WORST_OF_SEEN * (double)reading->fill_bytes_per_s * QUIET_SPAN_US / 1e6 < above_bytes(control, reading);
 }
 
 static uint64_t near_sleep_us(const psi_control *control, const psi_reading *reading, const psi_demand *demand,
@@ -45,11 +51,27 @@ static uint64_t near_sleep_us(const psi_control *control, const psi_reading *rea
     uint64_t most = decision->band == PSI_BAND_SAFETY    ? SLEEP_ABOVE_US
                     : decision->band == PSI_BAND_COMFORT ? SLEEP_STALL_US
                                                          : SLEEP_MOST_US;
-    uint64_t least =
-        decision->band == PSI_BAND_NONE && is_quiet(control, reading) ? SLEEP_QUIET_LEAST_US : SLEEP_LEAST_US;
+    uint64_t least = SLEEP_LEAST_US;
+    if (decision->band == PSI_BAND_NONE && is_quiet(control, reading))
+        least = psi_most(SLEEP_QUIET_LEAST_US,
+                         psi_least(reserve_in_us(control, reading) / SLEEP_QUIET_PARTS, SLEEP_QUIET_MOST_US));
     if (decision->band == PSI_BAND_SAFETY && demand->evictable_bytes == 0)
         return SLEEP_ABOVE_US; /* nothing to give: looking faster helps nobody */
     return psi_most(psi_least(spare_us(control, reading), most), least);
+}
+
+/* Between two of these, headroom goes by the page cache as it was; before an alarm it is read anew (signal.c). */
+static void leave_out_counters(const psi_control *control, const psi_reading *reading, uint64_t every_us,
+                               psi_decision *decision) {
+    if (psi_since(reading->at_us + decision->sleep_us, control->counters_us) < every_us)
+        decision->look &= ~(uint32_t)PSI_LOOK_COUNTERS;
+}
+
+static void plan_near(psi_control *control, const psi_reading *reading, const psi_demand *demand,
+                      psi_decision *decision) {
+    decision->sleep_us = near_sleep_us(control, reading, demand, decision);
+    if (decision->band == PSI_BAND_NONE && is_quiet(control, reading))
+        leave_out_counters(control, reading, COUNTERS_QUIET_US, decision);
 }
 
 static bool nothing_waits(const psi_demand *demand) {
@@ -68,9 +90,8 @@ static void plan_far(psi_control *control, const psi_reading *reading, psi_decis
     double span_us = (double)reading->headroom_bytes * 1e6 / worst_bytes_per_s(reading);
     decision->arm = true;
     decision->sleep_us = span_us > FAR_SPAN_US ? SLEEP_FAR_US : SLEEP_MOST_US;
-    decision->look = PSI_LOOK_AMOUNTS | PSI_LOOK_RARE;
-    if (psi_since(reading->at_us + decision->sleep_us, control->counters_us) >= COUNTERS_EVERY_US)
-        decision->look |= PSI_LOOK_COUNTERS;
+    decision->look = PSI_LOOK_AMOUNTS | PSI_LOOK_RARE | PSI_LOOK_COUNTERS;
+    leave_out_counters(control, reading, COUNTERS_FAR_US, decision);
 }
 
 /* Headroom is not known. */
@@ -99,7 +120,7 @@ void psi_look_plan(psi_control *control, const psi_reading *reading, const psi_d
         if (is_far(control, reading, demand, decision))
             plan_far(control, reading, decision);
         else
-            decision->sleep_us = near_sleep_us(control, reading, demand, decision);
+            plan_near(control, reading, demand, decision);
     } else if (psi_has(reading, PSI_HAVE_STALL)) {
         plan_on_stall(control, reading, demand, decision);
     } else {

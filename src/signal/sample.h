@@ -11,7 +11,7 @@
 /* How deep to look; each costs more than the one before. A sample says what was looked at for it. */
 enum {
     PSI_LOOK_AMOUNTS = 1u << 0,  /* usage and limit of groups, meminfo: 10-30 us, every reading */
-    PSI_LOOK_STALL = 1u << 1,    /* memory.pressure, io.pressure: not while a trigger is armed */
+    PSI_LOOK_STALL = 1u << 1,    /* memory.pressure, io.pressure: at most 40 a second, not while a trigger is armed */
     PSI_LOOK_COUNTERS = 1u << 2, /* memory.stat, vmstat, own faults and mappings: at most 20 a second */
     PSI_LOOK_RARE = 1u << 3,     /* watermarks, swap devices, zram, group membership: every few seconds */
     PSI_LOOK_ALL = (1u << 4) - 1

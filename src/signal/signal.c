@@ -8,8 +8,9 @@
 
 #include <stdlib.h>
 
-/* memory.stat and /proc/self/status cost several times what a usage file costs: at most 20 a second. The rest
- * changes in minutes. */
+/* memory.stat and /proc/self/status cost several times what a usage file costs: at most 20 a second. Stall is counted
+ * over 100 ms and more, and its four files are most of a look: 40 a second. The rest changes in minutes. */
+#define STALL_US ((uint64_t)25000)
 #define COUNTERS_US ((uint64_t)50000)
 #define RARE_US ((uint64_t)5000000)
 
@@ -20,7 +21,7 @@ typedef struct last_look {
 
 struct psi_signal {
     psi_clock clock;
-    last_look counters, rare;
+    last_look stall, counters, rare;
     psi_sources sources;
     psi_sample sample;
     psi_derive derive;
@@ -90,6 +91,9 @@ void psi_signal_read(psi_signal *signal, uint32_t look, psi_reading *reading) {
         look &= ~(uint32_t)PSI_LOOK_COUNTERS;
     if ((look & PSI_LOOK_RARE) && !is_due(&signal->rare, at_us, RARE_US))
         look &= ~(uint32_t)PSI_LOOK_RARE;
+    /* With the counters always: whether stall is to be believed is judged by both. */
+    if ((look & PSI_LOOK_STALL) && !is_due(&signal->stall, at_us, look & PSI_LOOK_COUNTERS ? 0 : STALL_US))
+        look &= ~(uint32_t)PSI_LOOK_STALL;
     signal->sample.at_us = at_us;
     signal->sample.look = look;
     psi_sources_sample(&signal->sources, look, &signal->sample);
