@@ -406,7 +406,8 @@ def neighbour(result):
 
 
 def watcher_cost(result):
-    rows = [[r["host"], "none" if r["limit_bytes"] is None else "%.0f MiB" % (r["limit_bytes"] / MIB),
+    rows = [[r["host"], "%.0f MiB left" % (r["near_bytes"] / MIB) if "near_bytes" in r else
+             "none" if r["limit_bytes"] is None else "%.0f MiB" % (r["limit_bytes"] / MIB),
              number(r["core_share"], "%.3f %%", 0.01), number(r["wake_ups_a_second"], "%.2f"),
              number(r["us_a_wake_up"], "%.0f")] for r in result["rows"]]
 
@@ -420,7 +421,7 @@ def watcher_cost(result):
         axis.set_xlabel("% of one processor")
         axis.spines[["top", "right"]].set_visible(False)
 
-    return Section("What watching costs", "The watcher's thread without pressure, 40 s each.",
+    return Section("What watching costs", "The watcher's thread without pressure, and decoding near a limit.",
                    ["in", "limit", "of one processor", "wake-ups a second", "us a wake-up"], rows, draw, (8, 2.0))
 
 
