@@ -84,6 +84,83 @@ static void what_goes_inside_a_step_is_hidden_from_the_layers_to_come(void **sta
     fake_close(fake);
 }
 
+/* As a state is loaded, outside of steps. */
+static void load(fake_llama *fake, uint32_t first, uint32_t count) {
+    for (uint32_t i = 0; i < 2 * F_LAYERS; i++) {
+        const tensor *t = &fake->cache[i];
+        const kv_tensor *which = NULL;
+        psi_kv *kv = psi_kv_of_address(t->data, &which);
+        psi_kv_touch(kv, which, row_of(t, 0, first), count * t->nb[1], KV_WRITE);
+        for (uint32_t cell = first; cell < first + count; cell++) {
+            for (uint32_t d = 0; d < F_DIMS; d++) {
+                row_of(t, 0, cell)[d] = fake_key(cell, d) + (i % 2 == 0 ? 0 : (float)(i / 2));
+            }
+            fake->written[cell] = true;
+        }
+        psi_kv_touch(kv, which, row_of(t, 0, first), count * t->nb[1], KV_WROTE);
+    }
+}
+
+static void clean_all(fake_llama *fake) {
+    while (psi_clean_one(fake->kv->pool, PSI_TRIM_ALL) > 0) {
+    }
+}
+
+static bool clean_and_trim_after_first_layer(tensor *t, bool ask, void *user) {
+    if (!ask) {
+        clean_all(user);
+    }
+    return trim_after_first_layer(t, ask, user);
+}
+
+/* The engine's very first step reads a state: the pool is made in it, and what was there is no work of the step's. */
+static void a_state_that_was_loaded_before_the_first_step_may_go_inside_it(void **state) {
+    (void)state;
+    fake_llama *fake = fake_open(1, false);
+    load(fake, 0, PROMPT);
+    prepare(fake, PROMPT, ROWS);
+    psi_hooks_keep_callback(sched, clean_and_trim_after_first_layer, fake);
+    assert_int_equal(fake_step(fake, sched), 0);
+    psi_hooks_keep_callback(sched, NULL, NULL);
+    assert_int_equal(stored(fake), 3);
+    assert_int_equal(fake->shown_cells, 2 * shown_before - 3 * F_BLOCK);
+    assert_int_equal(fake->wrong_cells, 0);
+    fake_close(fake);
+}
+
+static uint64_t asleep_bytes;
+
+static bool trim_asleep_before_first_layer(tensor *t, bool ask, void *user) {
+    fake_llama *fake = user;
+    psi_pool *pool = fake->kv->pool;
+    if (ask) {
+        return t == &fake->nodes[NODES_BEFORE];
+    }
+    pthread_mutex_lock(&pool->lock);
+    assert_false(pool->layered);
+    asleep_bytes = psi_trim(pool, PROMPT / F_BLOCK * pool->block_total_bytes, PSI_TRIM_ASLEEP, 0);
+    pthread_mutex_unlock(&pool->lock);
+    return true;
+}
+
+/* The first step behind it is short: nothing of what it reads goes, for the masks cannot follow. */
+static void a_state_that_was_loaded_since_is_not_taken_for_asleep(void **state) {
+    (void)state;
+    (void)setenv("PSI_CACHE_LONG_STEP_US", "100000000", 1);
+    fake_llama *fake = filled();
+    (void)setenv("PSI_CACHE_LONG_STEP_US", "0", 1);
+    load(fake, PROMPT, 4 * F_BLOCK);
+    clean_all(fake);
+    prepare(fake, PROMPT + 4 * F_BLOCK, 64);
+    fake->callback = trim_asleep_before_first_layer;
+    fake->user = fake;
+    assert_int_equal(fake_step(fake, sched), 0);
+    fake->callback = NULL;
+    assert_int_equal(asleep_bytes, 0);
+    assert_int_equal(fake->wrong_cells, 0);
+    fake_close(fake);
+}
+
 /* A scheduler that leaves out to ask for a node. */
 static tensor *left_out;
 static psi_eval_callback asked_callback;
@@ -148,6 +225,8 @@ static void where_masks_or_reads_are_of_another_shape_a_step_has_none(void **sta
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_goes_inside_a_step_is_hidden_from_the_layers_to_come),
+        cmocka_unit_test(a_state_that_was_loaded_before_the_first_step_may_go_inside_it),
+        cmocka_unit_test(a_state_that_was_loaded_since_is_not_taken_for_asleep),
         cmocka_unit_test(where_a_stop_is_missed_what_went_is_back_before_it_is_read),
         cmocka_unit_test(where_masks_or_reads_are_of_another_shape_a_step_has_none),
     };

@@ -306,15 +306,27 @@ int psi_pool_mark(psi_pool *pool, const unsigned char *marks) {
     return lost;
 }
 
+static void tell_states(psi_pool *pool, unsigned char *states) {
+    for (uint32_t i = 0; i < pool->blocks; i++) {
+        states[i] = pool->block[i].state;
+    }
+    pool->moves_told = pool->moves;
+}
+
 void psi_pool_states(psi_pool *pool, unsigned char *states) {
     if (pool == NULL || states == NULL) {
         return;
     }
     pthread_mutex_lock(&pool->lock);
-    for (uint32_t i = 0; i < pool->blocks; i++) {
-        states[i] = pool->block[i].state;
+    tell_states(pool, states);
+    pthread_mutex_unlock(&pool->lock);
+}
+
+void psi_pool_states_follow(psi_pool *pool, unsigned char *states) {
+    pthread_mutex_lock(&pool->lock);
+    if (pool->moves_told != pool->moves) {
+        tell_states(pool, states);
     }
-    pool->moves_told = pool->moves;
     pthread_mutex_unlock(&pool->lock);
 }
 

@@ -147,6 +147,9 @@ uint64_t psi_layout_own_bytes(const psi_pool *pool, uint32_t block);
 /* The same for what was left because the step read it. */
 uint64_t psi_layout_give_back_lingering(psi_pool *pool);
 
+/* pool.c: psi_pool_states, where something moved since the last call of either. Engine's thread; takes the lock. */
+void psi_pool_states_follow(psi_pool *pool, unsigned char *states);
+
 /* blocks.c: the states; the one function that moves a block. */
 void psi_block_move(psi_pool *pool, uint32_t block, psi_block_state to);
 int psi_block_bring_back(psi_pool *pool, uint32_t block);

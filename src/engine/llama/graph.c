@@ -336,6 +336,7 @@ static void settle(psi_kv *kv) {
 }
 
 static void pass_safe_point(psi_llama_step *step, psi_kv *kv) {
+    psi_pool_states_follow(kv->pool, kv->states); /* what was loaded since the last step is read by this one */
     for (uint32_t i = 0; i < step->mask_count; i++) {
         if (step->masks[i].kv == kv) {
             for_each_block(&step->masks[i], mark_visible);

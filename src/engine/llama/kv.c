@@ -312,14 +312,26 @@ static psi_plane plane_of(const psi_kv *kv, const kv_tensor *k, uint32_t stream,
     return plane;
 }
 
-/* What was written before the pool was there (a state that was loaded first) counts as resident. */
-static void mark_what_is_there(psi_kv *kv) {
-    for (uint64_t cell = 0; cell < (uint64_t)kv->cells * kv->streams; cell++) {
-        if (psi_kv_bit(kv->has, cell)) {
-            kv->marks[block_of_cell(kv, cell)] |= PSI_MARK_WRITE;
+static bool has_any(const psi_kv *kv, uint32_t block) {
+    uint32_t first = block % kv->stream_blocks * kv->block_cells;
+    uint64_t row = (uint64_t)(block / kv->stream_blocks) * kv->cells;
+    for (uint32_t c = first; c < first + kv->block_cells && c < kv->cells; c++) {
+        if (psi_kv_bit(kv->has, row + c)) {
+            return true;
         }
     }
-    (void)psi_pool_mark(kv->pool, kv->marks);
+    return false;
+}
+
+/* What was written before the pool was there (a state that was loaded first) is resident, and whole: not the work of
+ * the step that the pool is made in. What that one writes is marked, or will be, as in any step. */
+static void take_what_is_there(psi_kv *kv) {
+    for (uint32_t block = 0; block < kv->blocks; block++) {
+        if (has_any(kv, block)) {
+            (void)psi_block_write(kv->pool, block);
+            psi_block_settle(kv->pool, block);
+        }
+    }
 }
 
 void psi_kv_open_pool(psi_kv *kv, bool v_transposed) {
@@ -352,7 +364,7 @@ void psi_kv_open_pool(psi_kv *kv, bool v_transposed) {
         return;
     }
     kv->worth = psi_worth_make(kv);
-    mark_what_is_there(kv);
+    take_what_is_there(kv);
 }
 
 void psi_kv_clear(psi_kv *kv) {
