@@ -355,6 +355,45 @@ static void a_regrow_that_fails_lowers_the_ceiling_for_longer_each_time(void **s
     }
 }
 
+/* What failed under a limit says nothing of a larger one; but a machine whose nearest limit is now this one and now that
+ * one is not told anew each time. */
+static void a_larger_limit_lifts_the_ceiling(void **state) {
+    (void)state;
+    psi_control control = new_control();
+    uint64_t at_us = 10000 * MS;
+    assert_int_equal(fail_to_regrow(&control, &at_us, 1000 * MS).ceiling_bytes, 500 * MIB);
+    psi_reading reading = headroom_of(3000);
+    reading.at_us = at_us + 3000 * MS;
+    reading.have &= ~(uint32_t)PSI_HAVE_HEADROOM; /* nor is a limit known */
+    reading.limit_bytes = UINT64_MAX;
+    assert_int_equal(decide(&control, reading, half_stored(500)).ceiling_bytes, 500 * MIB);
+    reading = headroom_of(3000);
+    reading.limit_bytes -= 1;
+    reading.at_us = at_us + 4000 * MS;
+    assert_int_equal(decide(&control, reading, half_stored(500)).restore_bytes, 0);
+    reading.limit_bytes += 2;
+    reading.at_us += 100 * MS;
+    psi_decision decision = decide(&control, reading, half_stored(500));
+    assert_int_equal(decision.ceiling_bytes, UINT64_MAX);
+    assert_int_equal(decision.restore_bytes, 10 * MIB);
+    assert_int_equal(control.regrow.wait_us, 0);
+    at_us = reading.at_us + 10000 * MS;
+    reading.headroom_bytes = 200 * MIB; /* it held until then; the next one fails under the larger limit */
+    reading.at_us = at_us;
+    (void)decide(&control, reading, half_stored(510));
+    reading.headroom_bytes = 3000 * MIB;
+    reading.at_us += 3000 * MS;
+    assert_int_equal(decide(&control, reading, half_stored(500)).restore_bytes, 10 * MIB);
+    reading.headroom_bytes = 200 * MIB;
+    reading.at_us += 1000 * MS;
+    assert_int_equal(decide(&control, reading, half_stored(510)).ceiling_bytes, 500 * MIB);
+    at_us = reading.at_us + 10000 * MS; /* the ceiling's time is over */
+    assert_int_equal(fail_to_regrow(&control, &at_us, 1000 * MS).ceiling_bytes, 500 * MIB); /* under the smaller one */
+    reading.headroom_bytes = 3000 * MIB;
+    reading.at_us = at_us + 3000 * MS;
+    assert_int_equal(decide(&control, reading, half_stored(500)).ceiling_bytes, 500 * MIB);
+}
+
 static void a_regrow_that_holds_forgets_the_failures(void **state) {
     (void)state;
     psi_control control = new_control();
@@ -419,6 +458,7 @@ int main(void) {
         cmocka_unit_test(nobody_regrows_against_a_filling_neighbour),
         cmocka_unit_test(regrow_stops_when_headroom_goes_faster_than_it_takes),
         cmocka_unit_test(a_regrow_that_fails_lowers_the_ceiling_for_longer_each_time),
+        cmocka_unit_test(a_larger_limit_lifts_the_ceiling),
         cmocka_unit_test(a_regrow_that_holds_forgets_the_failures),
         cmocka_unit_test(a_trim_of_the_users_is_no_failure_but_dwells),
         cmocka_unit_test(a_clock_that_goes_back_does_not_end_regrowing),

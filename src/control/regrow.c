@@ -114,16 +114,27 @@ void psi_regrow_trimmed(psi_control *control, const psi_reading *reading) {
     control->regrow.wait_us = psi_least(wait_us, PSI_REGROW_WAIT_MOST_US);
     control->regrow.ceiling_bytes = control->regrow.began_bytes;
     control->regrow.ceiling_until_us = reading->at_us + control->regrow.wait_us;
+    if (psi_has(reading, PSI_HAVE_HEADROOM))
+        control->regrow.limit_bytes = psi_most(control->regrow.limit_bytes, reading->limit_bytes);
+}
+
+/* The largest: where the nearest limit is now the group's and now the machine's, that is told once. */
+static bool has_larger_limit(const psi_control *control, const psi_reading *reading) {
+    return control->regrow.limit_bytes != 0 && psi_has(reading, PSI_HAVE_HEADROOM) &&
+           reading->limit_bytes > control->regrow.limit_bytes;
 }
 
 uint64_t psi_regrow_ceiling(psi_control *control, const psi_reading *reading) {
     uint64_t calm_us = psi_since(reading->at_us, psi_most(control->last_restore_us, control->last_trim_us));
     if (control->regrow.regrowing && psi_since(reading->at_us, control->last_restore_us) >= PSI_REGROW_FAILED_US)
         control->regrow.regrowing = false; /* it held */
+    if (has_larger_limit(control, reading)) {
+        control->regrow.ceiling_until_us = control->regrow.wait_us = 0;
+    }
     if (control->regrow.ceiling_until_us <= reading->at_us) {
         control->regrow.ceiling_until_us = 0;
         if (calm_us >= PSI_REGROW_HELD_US)
-            control->regrow.wait_us = 0;
+            control->regrow.wait_us = control->regrow.limit_bytes = 0;
     }
     return control->regrow.ceiling_until_us != 0 ? control->regrow.ceiling_bytes : UINT64_MAX;
 }

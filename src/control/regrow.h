@@ -9,7 +9,8 @@
  * A regrow has failed when a trim is called for within 5 s of its last step. The ceiling is then where it began: that
  * much has lived through the pressure, while of anything above we only know that it did not (a level just below the
  * failed one would be tried, and fail, once in each period of a wave). It holds for 10 s, twice as long after each
- * further failure, up to 10 min; a minute without any trim after the last step forgets the row. */
+ * further failure, up to 10 min; a minute without any trim after the last step forgets the row, and so does a limit that
+ * was made larger since. */
 #ifndef PSI_CONTROL_REGROW_H
 #define PSI_CONTROL_REGROW_H
 
