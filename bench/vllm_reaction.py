@@ -11,7 +11,6 @@ import http.client
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import threading
 import time
@@ -20,11 +19,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 import demo  # noqa: E402
 from demo import MIB, machine  # noqa: E402
-from demo_vllm import needed_bytes, new_group, status_of  # noqa: E402
+from demo_vllm import needed_bytes, new_group, status_of, take_all_again  # noqa: E402
 from vllm_server import NAME, Load, Server, prompt  # noqa: E402
 
 BUILD = ROOT / "build" / "bench"
-COMMAND = str(pathlib.Path(sys.executable).parent / "psi-cache")
 
 
 def arguments():
@@ -74,12 +72,7 @@ class Stream(threading.Thread):
 
 def make_ready(options, group, server, core):
     """Without a limit the cache grows again, at once, and fills; then there is one, and the controller has time to see it."""
-    group.lift_limit()
-    time.sleep(1.5)
-    subprocess.run([COMMAND, "restore", str(core)], stdout=subprocess.DEVNULL, check=False)
-    until = time.monotonic() + 60
-    while status_of(core).get("withheld_bytes") and time.monotonic() < until:
-        time.sleep(0.2)
+    take_all_again(group, core)
     until = time.monotonic() + 60
     while status_of(core).get("resident_bytes", 0) < 0.9 * options.kv * MIB and time.monotonic() < until:
         fill = Load(server, 4 if options.busy else 16, 16, 300, 1, first=int(time.monotonic() * 1000))
