@@ -133,7 +133,8 @@ def test_a_step_does_not_wait_for_a_worker_that_died(busy, preempt, monkeypatch)
     busy.wish(6)
     thread = schedule_aside(busy)
     assert wait(lambda: busy.keeper.going)
-    busy.half._pages.peers[0].shutdown(2)  # as when the worker's end is gone
+    with busy.half.lock:  # it has sent them, and waits
+        busy.half._pages.peers[0].shutdown(2)  # as when the worker's end is gone
     thread.join(60)
     assert not thread.is_alive() and len(busy.seen) == 2
     may_go.set()
