@@ -302,11 +302,29 @@ static void regrow_stops_for_a_second_at_the_first_stall(void **state) {
 static void nobody_regrows_against_a_filling_neighbour(void **state) {
     (void)state;
     psi_control control = new_control();
-    psi_reading reading = filling(3000, 129); /* half the reserve is 128 MiB a second */
+    psi_reading reading = filling(2500, 129); /* half the reserve is 128 MiB a second */
     assert_int_equal(decide(&control, reading, half_stored(500)).restore_bytes, 0);
     reading.fill_bytes_per_s = 127 * (int64_t)MIB;
     reading.at_us += 1000 * MS;
     assert_int_equal(decide(&control, reading, half_stored(500)).restore_bytes, 10 * MIB);
+}
+
+/* A machine with gigabytes to spare, on which somebody is always starting something. */
+static void a_neighbour_fills_what_is_far_from_full_and_all_regrow(void **state) {
+    (void)state;
+    psi_control control = new_control();
+    psi_reading reading = filling(3000, 149); /* lasts for more than 20 s */
+    assert_int_equal(decide(&control, reading, half_stored(500)).restore_bytes, 10 * MIB);
+    control = new_control();
+    reading = filling(18000, 800);
+    reading.limit_bytes = 24000 * MIB;
+    assert_int_equal(decide(&control, reading, half_stored(500)).restore_bytes, 10 * MIB);
+    reading.at_us += 100 * MS;
+    reading.headroom_bytes -= 500 * MIB; /* no thirty-second of what is left */
+    assert_int_equal(decide(&control, reading, half_stored(510)).restore_bytes, 20 * MIB);
+    reading.at_us += 100 * MS;
+    reading.headroom_bytes -= 500 * MIB;
+    assert_int_equal(decide(&control, reading, half_stored(530)).restore_bytes, 0);
 }
 
 static void regrow_stops_when_headroom_goes_faster_than_it_takes(void **state) {
@@ -355,8 +373,8 @@ static void a_regrow_that_fails_lowers_the_ceiling_for_longer_each_time(void **s
     }
 }
 
-/* What failed under a limit says nothing of a larger one; but a machine whose nearest limit is now this one and now that
- * one is not told anew each time. */
+/* What failed under a limit says nothing of a larger one; but a machine whose nearest limit is now this one and now
+ * that one is not told anew each time. */
 static void a_larger_limit_lifts_the_ceiling(void **state) {
     (void)state;
     psi_control control = new_control();
@@ -456,6 +474,7 @@ int main(void) {
         cmocka_unit_test(cleaning_goes_on_while_there_is_time),
         cmocka_unit_test(regrow_stops_for_a_second_at_the_first_stall),
         cmocka_unit_test(nobody_regrows_against_a_filling_neighbour),
+        cmocka_unit_test(a_neighbour_fills_what_is_far_from_full_and_all_regrow),
         cmocka_unit_test(regrow_stops_when_headroom_goes_faster_than_it_takes),
         cmocka_unit_test(a_regrow_that_fails_lowers_the_ceiling_for_longer_each_time),
         cmocka_unit_test(a_larger_limit_lifts_the_ceiling),

@@ -5,7 +5,9 @@
 #include "control/numbers.h"
 
 #define FILL_RESERVE_PARTS 2  /* others take half the reserve in a second: not now */
-#define SLACK_RESERVE_PARTS 2 /* others may use half the reserve before it looks like more than our own steps */
+#define FILL_LASTS_S 20.0     /* unless what is left lasts for longer at that rate */
+#define SLACK_RESERVE_PARTS 2 /* others may use half the reserve before it looks like more than our own steps, */
+#define SLACK_LEFT_PARTS 32   /* or a thirty-second of what is left: a large machine is never quiet */
 
 static bool is_auto(const psi_control *control) { return control->options.mode == PSI_MODE_AUTO; }
 
@@ -27,13 +29,16 @@ static bool stalls(const psi_control *control, const psi_reading *reading) {
 static bool shrank_too_far(const psi_control *control, const psi_reading *reading) {
     if (!control->regrow.regrowing || !control->regrow.knows_left || !psi_has(reading, PSI_HAVE_HEADROOM))
         return false;
-    double slack = (double)(control->mapping.reserve_bytes / SLACK_RESERVE_PARTS);
-    return psi_left_bytes(reading) < control->regrow.began_left - (double)control->regrow.given_bytes - slack;
+    double reserve = (double)(control->mapping.reserve_bytes / SLACK_RESERVE_PARTS);
+    double left = psi_left_bytes(reading), part = left / SLACK_LEFT_PARTS;
+    return left < control->regrow.began_left - (double)control->regrow.given_bytes - (reserve > part ? reserve : part);
 }
 
 static bool others_fill(const psi_control *control, const psi_reading *reading) {
-    return psi_has(reading, PSI_HAVE_FILL) &&
-           (double)reading->fill_bytes_per_s > (double)(control->mapping.reserve_bytes / FILL_RESERVE_PARTS);
+    double rate = (double)reading->fill_bytes_per_s;
+    bool lasts = psi_has(reading, PSI_HAVE_HEADROOM) && psi_left_bytes(reading) > FILL_LASTS_S * rate;
+    return psi_has(reading, PSI_HAVE_FILL) && rate > (double)(control->mapping.reserve_bytes / FILL_RESERVE_PARTS) &&
+           !lasts;
 }
 
 /* From here on what headroom does is compared with our steps, and these begin small again. */
