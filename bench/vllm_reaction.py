@@ -23,6 +23,7 @@ from demo_vllm import needed_bytes, new_group, status_of, take_all_again  # noqa
 from vllm_server import NAME, Load, Server, prompt  # noqa: E402
 
 BUILD = ROOT / "build" / "bench"
+FLOOR = 0.2  # of a cache of 256 MiB, and a little more: one longest request
 
 
 def arguments():
@@ -33,6 +34,9 @@ def arguments():
     parser.add_argument("--scheduler")
     parser.add_argument("--kv", type=float, default=256, metavar="MIB")
     parser.add_argument("--beyond", type=float, default=96, metavar="MIB", help="of a spike, beyond what is free (default 96)")
+    parser.add_argument("--room", type=float, default=512, metavar="MIB",
+                        help="of the limit, above what is needed before the spike (default 512; more where the controller "
+                             "has learnt that an answer takes long, and keeps more)")
     parser.add_argument("--prompt-tokens", type=int, default=200, help="with --busy (default 200)")
     parser.add_argument("--rate", type=float, default=500, metavar="MIB/S")
     return parser.parse_args()
@@ -79,25 +83,26 @@ def make_ready(options, group, server, core):
         fill.start()
         fill.join()
     time.sleep(0.5)
-    group.set_limit(needed_bytes(group) // MIB * MIB + 512 * MIB)
+    group.set_limit(needed_bytes(group) // MIB * MIB + int(options.room) * MIB)
     time.sleep(2)
 
 
 def one_spike(options, group, core, program):
-    """Microseconds, or None where nothing was given back."""
+    """Microseconds, the longest of those that were seen at it, or None where nothing was given back."""
     before = status_of(core)
     needed = needed_bytes(group)
-    beyond = min(options.beyond * MIB, 0.6 * before.get("resident_bytes", 0))  # less than there is to give
-    size = max(0, group.limit_bytes - needed) + int(beyond)
+    beyond = min(options.beyond * MIB, 0.6 * (before.get("resident_bytes", 0) - FLOOR * options.kv * MIB))  # of what can go
+    size = max(0, group.limit_bytes - needed) + max(0, int(beyond))
     print("  needs %s of %s, cache %s, withheld %s, spike %s" % tuple(demo.mib(bytes_) for bytes_ in (
         needed, group.limit_bytes, before.get("resident_bytes"), before.get("withheld_bytes"), size)), flush=True)
     process, _ = demo.start_spike(group, program, argparse.Namespace(
         spike_bytes=size, rate_bytes_per_s=options.rate * MIB), argparse.Namespace(hold=1.0, spike_processes=2))
-    process.wait()
-    after = status_of(core)
-    if not after or after["trimmed_bytes"] == before.get("trimmed_bytes"):
-        return None
-    return after["reaction_last_us"]
+    seen = []
+    while process.poll() is None:
+        time.sleep(0.3)
+        seen.append(status_of(core))
+    return max((now["reaction_last_us"] for now in seen if now and now["trimmed_bytes"] > before.get("trimmed_bytes", 0)),
+               default=None)
 
 
 def run(options, group, server, program):
