@@ -97,16 +97,19 @@ def forget_peak(group):
 
 
 def psi_cache(*arguments):
-    """The command's answer."""
+    """The command's answer; none where it has none in time."""
     command = [os.path.join(os.path.dirname(sys.executable), "psi-cache"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
+    except subprocess.TimeoutExpired:
+        return ""
 
 
 def status_of(pid):
     """What the controller in vLLM's scheduler process says; {} where there is none."""
     try:
         return json.loads(psi_cache("status", "--json", pid))["processes"][0]
-    except (OSError, ValueError, LookupError, subprocess.TimeoutExpired):
+    except (OSError, ValueError, LookupError):
         return {}
 
 

@@ -115,6 +115,17 @@ def test_one_request_keeps_running(busy):
     assert busy.running() == ["old"]
 
 
+def test_what_a_person_asks_for_is_preempted_for_once(busy):
+    busy.scheduler.schedule()
+    busy.wish(1000, pressed=False)
+    busy.scheduler.schedule()
+    assert wait(lambda: not busy.keeper.going) and busy.running() == ["old"]
+    busy.scheduler.schedule()
+    busy.scheduler.running.append(busy.requests[1])  # it runs again
+    busy.scheduler.schedule()
+    assert busy.running() == ["old", "newer"]
+
+
 def test_a_step_does_not_wait_for_a_slow_worker_for_long(busy, monkeypatch):
     busy.scheduler.schedule()
     may_go = hold_pages(busy, monkeypatch)

@@ -71,6 +71,7 @@ class PreemptingScheduler(Scheduler):
             while wanted > 0 and len(self.running) > 1:
                 wanted -= preempt_newest(self)
             wanted = half.make_way(until_s)  # before they are given to somebody else
+        half.made_way()
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
         with self._pool():

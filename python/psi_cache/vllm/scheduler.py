@@ -270,6 +270,12 @@ class SchedulerHalf:
             self._wait_for_pages(self.keeper, until_s)
             return 0 if self.keeper.going else self.keeper.owed
 
+    def made_way(self) -> None:
+        """Whoever could be preempted was."""
+        with self.lock:
+            if self.keeper is not None:
+                self.keeper.forgive()
+
     def _wait_for_pages(self, keeper: Keeper, until_s: float) -> None:
         """Without the lock: our thread hears of it. vLLM's thread is here meanwhile, and the pool at rest."""
         while keeper.going and keeper.wish.pressed and not self._failed and (left_s := until_s - time.monotonic()) > 0:
