@@ -5,8 +5,8 @@ from report_parts import COLOURS, MIB, Section, dots, number, plain
 
 
 def demo(result):
-    """build/demo-vllm/runs.json."""
-    runs = {side: [r for r in result["rounds"] if r["side"] == side] for side in result["sides"]}
+    """build/demo-vllm/runs.json. A round in which little had to be given is no test."""
+    runs = {side: [r for r in result["rounds"] if r["side"] == side and r["is_test"]] for side in result["sides"]}
     rows = [[side, len(those), sum(r["killed"] for r in those), "%d of %d" % (
         sum(r["answered"] for r in those), sum(r["requests"] for r in those)), *(
         number(statistics.median(r[key] for r in those), "%.0f", MIB) for key in ("needed_warm_bytes", "peak_bytes",

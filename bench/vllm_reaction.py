@@ -11,7 +11,6 @@ import http.client
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import threading
 import time
@@ -20,11 +19,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 import demo  # noqa: E402
 from demo import MIB, machine  # noqa: E402
-from demo_vllm import needed_bytes, new_group, status_of  # noqa: E402
+from demo_vllm import needed_bytes, new_group, status_of, take_all_again  # noqa: E402
 from vllm_server import NAME, Load, Server, prompt  # noqa: E402
 
 BUILD = ROOT / "build" / "bench"
-COMMAND = str(pathlib.Path(sys.executable).parent / "psi-cache")
+FLOOR = 0.2  # of a cache of 256 MiB, and a little more: one longest request
 
 
 def arguments():
@@ -35,6 +34,9 @@ def arguments():
     parser.add_argument("--scheduler")
     parser.add_argument("--kv", type=float, default=256, metavar="MIB")
     parser.add_argument("--beyond", type=float, default=96, metavar="MIB", help="of a spike, beyond what is free (default 96)")
+    parser.add_argument("--room", type=float, default=512, metavar="MIB",
+                        help="of the limit, above what is needed before the spike (default 512; more where the controller "
+                             "has learnt that an answer takes long, and keeps more)")
     parser.add_argument("--prompt-tokens", type=int, default=200, help="with --busy (default 200)")
     parser.add_argument("--rate", type=float, default=500, metavar="MIB/S")
     return parser.parse_args()
@@ -74,37 +76,33 @@ class Stream(threading.Thread):
 
 def make_ready(options, group, server, core):
     """Without a limit the cache grows again, at once, and fills; then there is one, and the controller has time to see it."""
-    group.lift_limit()
-    time.sleep(1.5)
-    subprocess.run([COMMAND, "restore", str(core)], stdout=subprocess.DEVNULL, check=False)
-    until = time.monotonic() + 60
-    while status_of(core).get("withheld_bytes") and time.monotonic() < until:
-        time.sleep(0.2)
+    take_all_again(group, core)
     until = time.monotonic() + 60
     while status_of(core).get("resident_bytes", 0) < 0.9 * options.kv * MIB and time.monotonic() < until:
         fill = Load(server, 4 if options.busy else 16, 16, 300, 1, first=int(time.monotonic() * 1000))
         fill.start()
         fill.join()
     time.sleep(0.5)
-    group.set_limit(needed_bytes(group) // MIB * MIB + 512 * MIB)
+    group.set_limit(needed_bytes(group) // MIB * MIB + int(options.room) * MIB)
     time.sleep(2)
 
 
 def one_spike(options, group, core, program):
-    """Microseconds, or None where nothing was given back."""
+    """Microseconds, the longest of those that were seen at it, or None where nothing was given back."""
     before = status_of(core)
     needed = needed_bytes(group)
-    beyond = min(options.beyond * MIB, 0.6 * before.get("resident_bytes", 0))  # less than there is to give
-    size = max(0, group.limit_bytes - needed) + int(beyond)
+    beyond = min(options.beyond * MIB, 0.6 * (before.get("resident_bytes", 0) - FLOOR * options.kv * MIB))  # of what can go
+    size = max(0, group.limit_bytes - needed) + max(0, int(beyond))
     print("  needs %s of %s, cache %s, withheld %s, spike %s" % tuple(demo.mib(bytes_) for bytes_ in (
         needed, group.limit_bytes, before.get("resident_bytes"), before.get("withheld_bytes"), size)), flush=True)
     process, _ = demo.start_spike(group, program, argparse.Namespace(
         spike_bytes=size, rate_bytes_per_s=options.rate * MIB), argparse.Namespace(hold=1.0, spike_processes=2))
-    process.wait()
-    after = status_of(core)
-    if not after or after["trimmed_bytes"] == before.get("trimmed_bytes"):
-        return None
-    return after["reaction_last_us"]
+    seen = []
+    while process.poll() is None:
+        time.sleep(0.3)
+        seen.append(status_of(core))
+    return max((now["reaction_last_us"] for now in seen if now and now["trimmed_bytes"] > before.get("trimmed_bytes", 0)),
+               default=None)
 
 
 def run(options, group, server, program):

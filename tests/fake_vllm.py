@@ -114,6 +114,22 @@ class FakeTensor:
         return self._base
 
 
+class FakeScheduler:
+    """vLLM's scheduler, as far as ours calls it: running requests with their blocks; `seen` is called by each schedule."""
+
+    def __init__(self, connector, pool, requests, seen):
+        self.connector, self.kv_cache_manager = connector, types.SimpleNamespace(block_pool=pool)
+        self.running, self.waiting, self._seen = list(requests), [], seen
+
+    def _preempt_request(self, request, timestamp):
+        self.kv_cache_manager.block_pool.release(request.blocks)
+        request.blocks = []
+        self.waiting.insert(0, request)
+
+    def schedule(self):
+        self._seen()
+
+
 class FakeController:
     """Answers reports with the wishes that a test puts in."""
 

@@ -302,11 +302,29 @@ static void regrow_stops_for_a_second_at_the_first_stall(void **state) {
 static void nobody_regrows_against_a_filling_neighbour(void **state) {
     (void)state;
     psi_control control = new_control();
-    psi_reading reading = filling(3000, 129); /* half the reserve is 128 MiB a second */
+    psi_reading reading = filling(2500, 129); /* half the reserve is 128 MiB a second */
     assert_int_equal(decide(&control, reading, half_stored(500)).restore_bytes, 0);
     reading.fill_bytes_per_s = 127 * (int64_t)MIB;
     reading.at_us += 1000 * MS;
     assert_int_equal(decide(&control, reading, half_stored(500)).restore_bytes, 10 * MIB);
+}
+
+/* A machine with gigabytes to spare, on which somebody is always starting something. */
+static void a_neighbour_fills_what_is_far_from_full_and_all_regrow(void **state) {
+    (void)state;
+    psi_control control = new_control();
+    psi_reading reading = filling(3000, 149); /* lasts for more than 20 s */
+    assert_int_equal(decide(&control, reading, half_stored(500)).restore_bytes, 10 * MIB);
+    control = new_control();
+    reading = filling(18000, 800);
+    reading.limit_bytes = 24000 * MIB;
+    assert_int_equal(decide(&control, reading, half_stored(500)).restore_bytes, 10 * MIB);
+    reading.at_us += 100 * MS;
+    reading.headroom_bytes -= 500 * MIB; /* no thirty-second of what is left */
+    assert_int_equal(decide(&control, reading, half_stored(510)).restore_bytes, 20 * MIB);
+    reading.at_us += 100 * MS;
+    reading.headroom_bytes -= 500 * MIB;
+    assert_int_equal(decide(&control, reading, half_stored(530)).restore_bytes, 0);
 }
 
 static void regrow_stops_when_headroom_goes_faster_than_it_takes(void **state) {
@@ -353,6 +371,45 @@ static void a_regrow_that_fails_lowers_the_ceiling_for_longer_each_time(void **s
         at_us = reading.at_us + 6000 * MS;
         wait_us = wait_us * 2 < 600000 * MS ? wait_us * 2 : 600000 * MS;
     }
+}
+
+/* What failed under a limit says nothing of a larger one; but a machine whose nearest limit is now this one and now
+ * that one is not told anew each time. */
+static void a_larger_limit_lifts_the_ceiling(void **state) {
+    (void)state;
+    psi_control control = new_control();
+    uint64_t at_us = 10000 * MS;
+    assert_int_equal(fail_to_regrow(&control, &at_us, 1000 * MS).ceiling_bytes, 500 * MIB);
+    psi_reading reading = headroom_of(3000);
+    reading.at_us = at_us + 3000 * MS;
+    reading.have &= ~(uint32_t)PSI_HAVE_HEADROOM; /* nor is a limit known */
+    reading.limit_bytes = UINT64_MAX;
+    assert_int_equal(decide(&control, reading, half_stored(500)).ceiling_bytes, 500 * MIB);
+    reading = headroom_of(3000);
+    reading.limit_bytes -= 1;
+    reading.at_us = at_us + 4000 * MS;
+    assert_int_equal(decide(&control, reading, half_stored(500)).restore_bytes, 0);
+    reading.limit_bytes += 2;
+    reading.at_us += 100 * MS;
+    psi_decision decision = decide(&control, reading, half_stored(500));
+    assert_int_equal(decision.ceiling_bytes, UINT64_MAX);
+    assert_int_equal(decision.restore_bytes, 10 * MIB);
+    assert_int_equal(control.regrow.wait_us, 0);
+    at_us = reading.at_us + 10000 * MS;
+    reading.headroom_bytes = 200 * MIB; /* it held until then; the next one fails under the larger limit */
+    reading.at_us = at_us;
+    (void)decide(&control, reading, half_stored(510));
+    reading.headroom_bytes = 3000 * MIB;
+    reading.at_us += 3000 * MS;
+    assert_int_equal(decide(&control, reading, half_stored(500)).restore_bytes, 10 * MIB);
+    reading.headroom_bytes = 200 * MIB;
+    reading.at_us += 1000 * MS;
+    assert_int_equal(decide(&control, reading, half_stored(510)).ceiling_bytes, 500 * MIB);
+    at_us = reading.at_us + 10000 * MS; /* the ceiling's time is over */
+    assert_int_equal(fail_to_regrow(&control, &at_us, 1000 * MS).ceiling_bytes, 500 * MIB); /* under the smaller one */
+    reading.headroom_bytes = 3000 * MIB;
+    reading.at_us = at_us + 3000 * MS;
+    assert_int_equal(decide(&control, reading, half_stored(500)).ceiling_bytes, 500 * MIB);
 }
 
 static void a_regrow_that_holds_forgets_the_failures(void **state) {
@@ -417,8 +474,10 @@ int main(void) {
         cmocka_unit_test(cleaning_goes_on_while_there_is_time),
         cmocka_unit_test(regrow_stops_for_a_second_at_the_first_stall),
         cmocka_unit_test(nobody_regrows_against_a_filling_neighbour),
+        cmocka_unit_test(a_neighbour_fills_what_is_far_from_full_and_all_regrow),
         cmocka_unit_test(regrow_stops_when_headroom_goes_faster_than_it_takes),
         cmocka_unit_test(a_regrow_that_fails_lowers_the_ceiling_for_longer_each_time),
+        cmocka_unit_test(a_larger_limit_lifts_the_ceiling),
         cmocka_unit_test(a_regrow_that_holds_forgets_the_failures),
         cmocka_unit_test(a_trim_of_the_users_is_no_failure_but_dwells),
         cmocka_unit_test(a_clock_that_goes_back_does_not_end_regrowing),

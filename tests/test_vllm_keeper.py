@@ -218,6 +218,44 @@ def test_a_scheduler_that_preempts_is_asked_for_blocks_in_use_too():
     assert bench.keeper.owed == 6
 
 
+def test_what_is_owed_stays_owed_while_there_is_pressure():
+    """Our thread took the wish while a step ran; the scheduler, which can do something about it, asks after that."""
+    bench = Bench()
+    bench.request(20)
+    bench.keeper.preempts = True
+    bench.wish(6, pressed=True)
+    assert bench.keeper.owed == 6
+    bench.answer()
+    bench.wish(0, pressed=True)
+    assert bench.keeper.owed == 6
+    bench.answer()
+    bench.wish(4, pressed=True)  # the same need, told again
+    assert bench.keeper.owed == 6
+    bench.answer()
+    bench.wish(0, pressed=False)
+    assert bench.keeper.owed == 0
+
+
+def test_what_is_owed_goes_once_it_is_free():
+    bench = Bench()
+    held = bench.request(20)
+    bench.keeper.preempts = True
+    bench.wish(6, pressed=True)
+    bench.answer()
+    bench.done(held[:4])
+    assert set(held[:4]) <= set(bench.wish(0, pressed=True)) and bench.keeper.owed == 2
+
+
+def test_an_idle_engine_leaves_no_wish_pending():
+    """The library holds what it asked for to be on its way until the next report, and lets nothing come back meanwhile."""
+    bench = Bench()
+    numbers = bench.request(4)
+    bench.done(numbers)
+    bench.pool._reuse_watchers = {number: print for number in numbers}  # another connector's: none of them may go
+    assert bench.wish(4, idle=True) == []
+    assert len(bench.controller.told) == 2 and bench.controller.told[-1].going_bytes == 0
+
+
 def test_what_cannot_be_sent_stays():
     bench = Bench(can_send=False)
     bench.done(bench.request(10, cached=True))

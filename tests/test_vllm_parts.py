@@ -293,13 +293,16 @@ class Pair:
         self.scheduler.new_request("r")
         numbers = self.pool.allocate(count, cached=True)
         self.scheduler.scheduled(schedule(1, [(numbers, [])]))
-        for number in numbers:
-            for plane in self.memory.planes:
-                ctypes.memset(plane.base + number * BLOCK, 5, BLOCK)
+        self.write(numbers)
         self.scheduler.finished("r", (numbers, []))
         self.pool.release(numbers)
         self.scheduler.scheduled(schedule(0))
         return numbers
+
+    def write(self, numbers):
+        for number in numbers:
+            for plane in self.memory.planes:
+                ctypes.memset(plane.base + number * BLOCK, 5, BLOCK)
 
     def stop(self):
         self.scheduler.shut_down()
@@ -478,7 +481,7 @@ def test_a_cache_on_a_device_is_refused_in_one_line(pair, capsys):
     assert len(lines) == 1 and "runs untouched" in lines[0] and "device" in lines[0]
     pair.scheduler.new_request("r")  # and every call is harmless
     pair.scheduler.scheduled(schedule(1))
-    assert pair.scheduler.make_way() == 0
+    assert pair.scheduler.make_way(0.0) == 0
 
 
 def test_no_worker_on_this_machine_is_one_line(pair, capsys):

@@ -117,6 +117,7 @@ typedef struct psi_control {
         uint64_t began_bytes, given_bytes, stopped_until_us;
         double began_left, share; /* headroom less missing; of the next step */
         uint64_t ceiling_bytes, ceiling_until_us, wait_us;
+        uint64_t limit_bytes; /* the largest of the failures in a row */
     } regrow;
 } psi_control;
 

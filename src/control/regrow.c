@@ -5,7 +5,9 @@
 #include "control/numbers.h"
 
 #define FILL_RESERVE_PARTS 2  /* others take half the reserve in a second: not now */
-#define SLACK_RESERVE_PARTS 2 /* others may use half the reserve before it looks like more than our own steps */
+#define FILL_LASTS_S 20.0     /* unless what is left lasts for longer at that rate */
+#define SLACK_RESERVE_PARTS 2 /* others may use half the reserve before it looks like more than our own steps, */
+#define SLACK_LEFT_PARTS 32   /* or a thirty-second of what is left: a large machine is never quiet */
 
 static bool is_auto(const psi_control *control) { return control->options.mode == PSI_MODE_AUTO; }
 
@@ -27,13 +29,16 @@ static bool stalls(const psi_control *control, const psi_reading *reading) {
 static bool shrank_too_far(const psi_control *control, const psi_reading *reading) {
     if (!control->regrow.regrowing || !control->regrow.knows_left || !psi_has(reading, PSI_HAVE_HEADROOM))
         return false;
-    double slack = (double)(control->mapping.reserve_bytes / SLACK_RESERVE_PARTS);
-    return psi_left_bytes(reading) < control->regrow.began_left - (double)control->regrow.given_bytes - slack;
+    double reserve = (double)(control->mapping.reserve_bytes / SLACK_RESERVE_PARTS);
+    double left = psi_left_bytes(reading), part = left / SLACK_LEFT_PARTS;
+    return left < control->regrow.began_left - (double)control->regrow.given_bytes - (reserve > part ? reserve : part);
 }
 
 static bool others_fill(const psi_control *control, const psi_reading *reading) {
-    return psi_has(reading, PSI_HAVE_FILL) &&
-           (double)reading->fill_bytes_per_s > (double)(control->mapping.reserve_bytes / FILL_RESERVE_PARTS);
+    double rate = (double)reading->fill_bytes_per_s;
+    bool lasts = psi_has(reading, PSI_HAVE_HEADROOM) && psi_left_bytes(reading) > FILL_LASTS_S * rate;
+    return psi_has(reading, PSI_HAVE_FILL) && rate > (double)(control->mapping.reserve_bytes / FILL_RESERVE_PARTS) &&
+           !lasts;
 }
 
 /* From here on what headroom does is compared with our steps, and these begin small again. */
@@ -114,16 +119,27 @@ void psi_regrow_trimmed(psi_control *control, const psi_reading *reading) {
     control->regrow.wait_us = psi_least(wait_us, PSI_REGROW_WAIT_MOST_US);
     control->regrow.ceiling_bytes = control->regrow.began_bytes;
     control->regrow.ceiling_until_us = reading->at_us + control->regrow.wait_us;
+    if (psi_has(reading, PSI_HAVE_HEADROOM))
+        control->regrow.limit_bytes = psi_most(control->regrow.limit_bytes, reading->limit_bytes);
+}
+
+/* The largest: where the nearest limit is now the group's and now the machine's, that is told once. */
+static bool has_larger_limit(const psi_control *control, const psi_reading *reading) {
+    return control->regrow.limit_bytes != 0 && psi_has(reading, PSI_HAVE_HEADROOM) &&
+           reading->limit_bytes > control->regrow.limit_bytes;
 }
 
 uint64_t psi_regrow_ceiling(psi_control *control, const psi_reading *reading) {
     uint64_t calm_us = psi_since(reading->at_us, psi_most(control->last_restore_us, control->last_trim_us));
     if (control->regrow.regrowing && psi_since(reading->at_us, control->last_restore_us) >= PSI_REGROW_FAILED_US)
         control->regrow.regrowing = false; /* it held */
+    if (has_larger_limit(control, reading)) {
+        control->regrow.ceiling_until_us = control->regrow.wait_us = 0;
+    }
     if (control->regrow.ceiling_until_us <= reading->at_us) {
         control->regrow.ceiling_until_us = 0;
         if (calm_us >= PSI_REGROW_HELD_US)
-            control->regrow.wait_us = 0;
+            control->regrow.wait_us = control->regrow.limit_bytes = 0;
     }
     return control->regrow.ceiling_until_us != 0 ? control->regrow.ceiling_bytes : UINT64_MAX;
 }

@@ -4,12 +4,14 @@
  * them), one in 100 ms at most, no sooner than the dwell time after a trim, as far as headroom and forecast stay below
  * the lower limit. None for a second, and then from 1 % again, at the first stall
  * (2 % above the normal level over the last 100 ms or so), when headroom is smaller than our own steps and half a
- * reserve explain, or while others fill more than half a reserve a second.
+ * reserve (or a thirty-second of what is left) explain, or while others fill more than half a reserve a second and what
+ * is left does not last for 20 s of that.
  *
  * A regrow has failed when a trim is called for within 5 s of its last step. The ceiling is then where it began: that
  * much has lived through the pressure, while of anything above we only know that it did not (a level just below the
  * failed one would be tried, and fail, once in each period of a wave). It holds for 10 s, twice as long after each
- * further failure, up to 10 min; a minute without any trim after the last step forgets the row. */
+ * further failure, up to 10 min; a minute without any trim after the last step forgets the row, and so does a limit
+ * that was made larger since. */
 #ifndef PSI_CONTROL_REGROW_H
 #define PSI_CONTROL_REGROW_H
 

@@ -65,7 +65,7 @@ class Keeper:
         self.given_bytes = 0  # in all
         self._out_bytes = 0  # given back, and not taken again
         self.preempts = False  # somebody preempts for what is owed: a running request's blocks can go, too
-        self.owed = 0  # blocks that a trim wanted and could not get
+        self.owed = 0  # blocks that a trim wanted and could not get; until there is no pressure
         self.wish = Wish()
         self._kept = Wish()  # asked for while something was already going
         self.returned: List[int] = []  # to the pool; only kept where somebody asks (notes_returned)
@@ -150,17 +150,30 @@ class Keeper:
         taken while pages are on their way: what a person asks for is asked once."""
         if self.going:
             return
-        kept, self.wish = self._kept, self._ask()
+        kept, before, self.wish = self._kept, self.wish, self._ask()
         self._kept = Wish()
-        trim_bytes = max(self.wish.trim_bytes, kept.trim_bytes)
-        if trim_bytes > 0 or self.wish.pressed:
-            self._trim(-(-trim_bytes // self.block_bytes), idle)
-            if self._going_touched:
-                self._kept = self._ask()  # what goes is told at once: else it would be asked for again
-        elif self.wish.restore_bytes > 0 or kept.restore_bytes > 0:
+        if before.pressed and not self.wish.pressed:
             self.owed = 0
-            most_bytes = max(self.wish.restore_bytes, kept.restore_bytes)
-            self._put_back(min(len(self.withheld), -(-most_bytes // self.block_bytes)))
+        trim_bytes = max(self.wish.trim_bytes, kept.trim_bytes)
+        restore_bytes = max(self.wish.restore_bytes, kept.restore_bytes)
+        if trim_bytes > 0 or self.wish.pressed or (self._still_owed() > 0 and restore_bytes == 0):
+            self._trim(-(-trim_bytes // self.block_bytes), idle)
+            if self._going_touched or idle:
+                # What goes is told at once: else it would be asked for again. And an idle engine has no next step that says
+                # that nothing of what was asked for is on its way: nothing would come back until then.
+                self._kept = self._ask()
+        elif restore_bytes > 0:
+            self.owed = 0
+            self._put_back(min(len(self.withheld), -(-restore_bytes // self.block_bytes)))
+
+    def forgive(self) -> None:
+        """What a person wanted, and could not be got at the first try, is owed no more: else each new request would be preempted
+        for it."""
+        if not self.going and not self.wish.pressed:
+            self.owed = 0
+
+    def _still_owed(self) -> int:
+        return self.owed if self.preempts else 0
 
     def _ask(self) -> Wish:
         wish = self._report(self.counts())
@@ -168,6 +181,8 @@ class Keeper:
         return wish
 
     def _trim(self, wanted: int, idle: bool) -> None:
+        """What was owed is wanted still. Not in addition: a wish is what is needed in all."""
+        wanted = max(wanted, self._still_owed())
         chosen = self._choose(wanted)
         self.owed = wanted - len(chosen)
         spare = self._make_room(len(chosen), idle)

@@ -3,10 +3,10 @@
     --scheduler-cls psi_cache.vllm.preempt.PreemptingScheduler
 
 Without it blocks in use stay until their requests end or need more of them (vLLM preempts then). With it the newest request
-is preempted as soon as memory is wanted that only running requests have. The pool has a lock then, so that free blocks go
-while a step runs, without holding it open. Its price: a preempted request is
-computed again from its first token on, as after any preemption of vLLM's; the scheduler's interface is not public; and
-with it vLLM schedules synchronously. At least one request keeps running."""
+is preempted as soon as memory is wanted that only running requests have, and under pressure the next step begins when its
+pages are gone (or after 200 ms). The pool has a lock then, so that free blocks go while a step runs, without holding it open.
+Its price: a preempted request is computed again from its first token on, as after any preemption of vLLM's; the scheduler's
+interface is not public; and with it vLLM schedules synchronously. At least one request keeps running."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from .say import WARN, say
 from .scheduler import SchedulerHalf
+
+LONGEST_WAIT_S = 0.2  # in one schedule, for pages
 
 
 def half_of(connector: Any) -> Optional[SchedulerHalf]:
@@ -63,13 +65,13 @@ class PreemptingScheduler(Scheduler):
             return super().schedule(*args, **kwargs)
 
     def _preempt(self, half: SchedulerHalf) -> None:
-        wanted = half.make_way()
-        preempted = False
+        until_s = time.monotonic() + LONGEST_WAIT_S
+        wanted = half.make_way(until_s)
         while wanted > 0 and len(self.running) > 1:
-            wanted -= preempt_newest(self)
-            preempted = True
-        if preempted:
-            half.make_way()  # before they are given to somebody else
+            while wanted > 0 and len(self.running) > 1:
+                wanted -= preempt_newest(self)
+            wanted = half.make_way(until_s)  # before they are given to somebody else
+        half.made_way()
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
         with self._pool():

@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import threading
+import time
 from typing import Any, Dict, List, Optional, Set, Tuple
 
 from . import channel, hooks
@@ -60,6 +61,7 @@ class SchedulerHalf:
         self._engine_id, self._extra = engine_id, extra
         self.keeper: Optional[Keeper] = None
         self.lock = threading.RLock()
+        self._pages_went = threading.Condition(self.lock)
         self._remote: Optional[Remote] = None
         self.prefixes: Optional[Prefixes] = None
         self._pages, self._store = Line([]), Line([])
@@ -255,14 +257,29 @@ class SchedulerHalf:
                 self.keeper.returned = []
             return returned
 
-    def make_way(self) -> int:
-        """For the scheduler class: takes what can be had, and answers how many blocks more are wanted."""
-        if self.keeper is None:
-            return 0
+    def make_way(self, until_s: float) -> int:
+        """For the scheduler class, before a schedule: takes what can be had, and answers how many blocks more are wanted.
+        Under pressure it waits for pages that are on their way, until then at most: a step that begins before takes the
+        processor from the threads that give them back, and new pages for itself."""
         with self.lock:
+            if self.keeper is None:
+                return 0
             self.keeper.preempts = True
+            self._wait_for_pages(self.keeper, until_s)
             self.keeper.tick()
+            self._wait_for_pages(self.keeper, until_s)
             return 0 if self.keeper.going else self.keeper.owed
+
+    def made_way(self) -> None:
+        """Whoever could be preempted was."""
+        with self.lock:
+            if self.keeper is not None:
+                self.keeper.forgive()
+
+    def _wait_for_pages(self, keeper: Keeper, until_s: float) -> None:
+        """Without the lock: our thread hears of it. vLLM's thread is here meanwhile, and the pool at rest."""
+        while keeper.going and keeper.wish.pressed and not self._failed and (left_s := until_s - time.monotonic()) > 0:
+            self._pages_went.wait(left_s)
 
     # ---- our thread ------------------------------------------------------------------------------
 
@@ -283,6 +300,8 @@ class SchedulerHalf:
                 gone = isinstance(error, ConnectionError)  # as when an engine ends
                 say(INFO if gone else ERROR, f"stopped following the memory pressure: {type(error).__name__}: {error}")
                 self._failed = True
+                with self.lock:
+                    self._pages_went.notify_all()
             self._release()
 
     def _answer(self, ready: Set[int]) -> None:
@@ -316,6 +335,7 @@ class SchedulerHalf:
             self._within_step(all(value for _, value in answers))
         else:
             self.keeper.gave(sum(value for _, value in answers))
+            self._pages_went.notify_all()
             self._wants_step = self._wants_step or self.keeper.wish.pressed  # and is there more?
 
     def _ask_for_step(self) -> None:
