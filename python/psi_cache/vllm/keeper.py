@@ -167,8 +167,8 @@ class Keeper:
             self._put_back(min(len(self.withheld), -(-restore_bytes // self.block_bytes)))
 
     def forgive(self) -> None:
-        """What a person wanted, and could not be got at the first try, is owed no more: else each new request would be preempted
-        for it."""
+        """What a person wanted, and could not be got at the first try, is owed no more: else each new request would be
+        preempted for it."""
         if not self.going and not self.wish.pressed:
             self.owed = 0
 
