@@ -412,6 +412,27 @@ static void a_larger_limit_lifts_the_ceiling(void **state) {
     assert_int_equal(decide(&control, reading, half_stored(500)).ceiling_bytes, 500 * MIB);
 }
 
+/* Where the nearest limit is now the group's and now the machine's, the machine's larger one is told once: else a
+ * neighbour that comes and goes would have each failure be the first. */
+static void a_nearest_limit_that_comes_and_goes_lifts_the_ceiling_once(void **state) {
+    (void)state;
+    psi_control control = new_control();
+    uint64_t at_us = 10000 * MS;
+    for (unsigned i = 0; i < 3; i++, at_us += 30000 * MS) {
+        assert_int_equal(fail_to_regrow(&control, &at_us, 1000 * MS).ceiling_bytes, 500 * MIB);
+        psi_reading reading = headroom_of(1500);
+        reading.bound = PSI_BOUND_MACHINE;
+        reading.limit_bytes = 65536 * MIB;
+        reading.at_us = at_us + 1000 * MS;
+        psi_decision decision = decide(&control, reading, half_stored(500));
+        assert_int_equal(decision.ceiling_bytes, i == 0 ? UINT64_MAX : 500 * MIB);
+    }
+    psi_reading larger = headroom_of(3000); /* the group's own is still heard of */
+    larger.limit_bytes += MIB;
+    larger.at_us = at_us - 27000 * MS;
+    assert_int_equal(decide(&control, larger, half_stored(500)).ceiling_bytes, UINT64_MAX);
+}
+
 static void a_regrow_that_holds_forgets_the_failures(void **state) {
     (void)state;
     psi_control control = new_control();
@@ -478,6 +499,7 @@ int main(void) {
         cmocka_unit_test(regrow_stops_when_headroom_goes_faster_than_it_takes),
         cmocka_unit_test(a_regrow_that_fails_lowers_the_ceiling_for_longer_each_time),
         cmocka_unit_test(a_larger_limit_lifts_the_ceiling),
+        cmocka_unit_test(a_nearest_limit_that_comes_and_goes_lifts_the_ceiling_once),
         cmocka_unit_test(a_regrow_that_holds_forgets_the_failures),
         cmocka_unit_test(a_trim_of_the_users_is_no_failure_but_dwells),
         cmocka_unit_test(a_clock_that_goes_back_does_not_end_regrowing),

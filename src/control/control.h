@@ -117,7 +117,7 @@ typedef struct psi_control {
         uint64_t began_bytes, given_bytes, stopped_until_us;
         double began_left, share; /* headroom less missing; of the next step */
         uint64_t ceiling_bytes, ceiling_until_us, wait_us;
-        uint64_t limit_bytes; /* the largest of the failures in a row */
+        uint64_t limit_bytes[PSI_BOUND_V1 + 1]; /* of each kind, the largest of the failures in a row, or told since */
     } regrow;
 } psi_control;
 

@@ -2,6 +2,8 @@
  * control.c; pure. */
 #include "control/regrow.h"
 
+#include <string.h>
+
 #include "control/numbers.h"
 
 #define FILL_RESERVE_PARTS 2  /* others take half the reserve in a second: not now */
@@ -109,6 +111,11 @@ uint64_t psi_regrow_step(psi_control *control, const psi_reading *reading, const
 
 /* ---- The ceiling ------------------------------------------------------------------------------ */
 
+static void note_limit(psi_control *control, const psi_reading *reading) {
+    uint64_t *known_bytes = &control->regrow.limit_bytes[reading->bound];
+    *known_bytes = psi_most(*known_bytes, reading->limit_bytes);
+}
+
 void psi_regrow_trimmed(psi_control *control, const psi_reading *reading) {
     bool failed = control->regrow.regrowing && is_auto(control) &&
                   psi_since(reading->at_us, control->last_restore_us) < PSI_REGROW_FAILED_US;
@@ -120,13 +127,20 @@ void psi_regrow_trimmed(psi_control *control, const psi_reading *reading) {
     control->regrow.ceiling_bytes = control->regrow.began_bytes;
     control->regrow.ceiling_until_us = reading->at_us + control->regrow.wait_us;
     if (psi_has(reading, PSI_HAVE_HEADROOM))
-        control->regrow.limit_bytes = psi_most(control->regrow.limit_bytes, reading->limit_bytes);
+        note_limit(control, reading);
 }
 
-/* The largest: where the nearest limit is now the group's and now the machine's, that is told once. */
+/* Where the nearest limit is now the group's and now the machine's, that is told once. */
 static bool has_larger_limit(const psi_control *control, const psi_reading *reading) {
-    return control->regrow.limit_bytes != 0 && psi_has(reading, PSI_HAVE_HEADROOM) &&
-           reading->limit_bytes > control->regrow.limit_bytes;
+    uint64_t known_bytes = control->regrow.limit_bytes[reading->bound];
+    for (size_t i = 0; i <= PSI_BOUND_V1 && control->regrow.limit_bytes[reading->bound] == 0; i++)
+        known_bytes = psi_most(known_bytes, control->regrow.limit_bytes[i]);
+    return known_bytes != 0 && psi_has(reading, PSI_HAVE_HEADROOM) && reading->limit_bytes > known_bytes;
+}
+
+static void forget_row(psi_control *control) {
+    control->regrow.wait_us = 0;
+    memset(control->regrow.limit_bytes, 0, sizeof(control->regrow.limit_bytes));
 }
 
 uint64_t psi_regrow_ceiling(psi_control *control, const psi_reading *reading) {
@@ -135,11 +149,12 @@ uint64_t psi_regrow_ceiling(psi_control *control, const psi_reading *reading) {
         control->regrow.regrowing = false; /* it held */
     if (has_larger_limit(control, reading)) {
         control->regrow.ceiling_until_us = control->regrow.wait_us = 0;
+        note_limit(control, reading);
     }
     if (control->regrow.ceiling_until_us <= reading->at_us) {
         control->regrow.ceiling_until_us = 0;
         if (calm_us >= PSI_REGROW_HELD_US)
-            control->regrow.wait_us = control->regrow.limit_bytes = 0;
+            forget_row(control);
     }
     return control->regrow.ceiling_until_us != 0 ? control->regrow.ceiling_bytes : UINT64_MAX;
 }
