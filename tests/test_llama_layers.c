@@ -128,6 +128,21 @@ static void a_state_that_was_loaded_before_the_first_step_may_go_inside_it(void 
     fake_close(fake);
 }
 
+/* Under pressure a step pays for the blocks that it adds: for its own, and not for what was there before it. */
+static void a_state_that_was_loaded_before_the_first_step_is_not_paid_for_with_itself(void **state) {
+    (void)state;
+    fake_llama *fake = fake_open(1, false);
+    load(fake, 0, PROMPT);
+    prepare(fake, PROMPT, F_BLOCK);
+    atomic_store(&psi_llama_cache()->pressed, true);
+    assert_int_equal(fake_step(fake, sched), 0);
+    atomic_store(&psi_llama_cache()->pressed, false);
+    assert_int_equal(stored(fake), 1);
+    assert_int_equal(fake->kv->pool->resident, PROMPT / F_BLOCK);
+    assert_int_equal(fake->wrong_cells, 0);
+    fake_close(fake);
+}
+
 static uint64_t asleep_bytes;
 
 static bool trim_asleep_before_first_layer(tensor *t, bool ask, void *user) {
@@ -226,6 +241,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_goes_inside_a_step_is_hidden_from_the_layers_to_come),
         cmocka_unit_test(a_state_that_was_loaded_before_the_first_step_may_go_inside_it),
+        cmocka_unit_test(a_state_that_was_loaded_before_the_first_step_is_not_paid_for_with_itself),
         cmocka_unit_test(a_state_that_was_loaded_since_is_not_taken_for_asleep),
         cmocka_unit_test(where_a_stop_is_missed_what_went_is_back_before_it_is_read),
         cmocka_unit_test(where_masks_or_reads_are_of_another_shape_a_step_has_none),

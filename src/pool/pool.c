@@ -256,12 +256,28 @@ void psi_block_changes(psi_pool *pool, uint32_t block) {
     b->settled = false;
 }
 
-void psi_block_settle(psi_pool *pool, uint32_t block) {
-    pthread_mutex_lock(&pool->lock);
+static void settle_block(psi_pool *pool, uint32_t block) {
     psi_block *b = &pool->block[block];
     if (b->written == pool->step + 1) {
         b->settled = true;
         b->used = pool->step; /* the coming step may be another's: it is to name what it reads */
+    }
+}
+
+void psi_block_settle(psi_pool *pool, uint32_t block) {
+    pthread_mutex_lock(&pool->lock);
+    settle_block(pool, block);
+    pthread_mutex_unlock(&pool->lock);
+}
+
+void psi_block_found(psi_pool *pool, uint32_t block, bool is_added) {
+    pthread_mutex_lock(&pool->lock);
+    uint32_t fresh = pool->fresh;
+    (void)write_block(pool, block);
+    settle_block(pool, block);
+    if (!is_added) {
+        pool->block[block].fresh = 0;
+        pool->fresh = fresh;
     }
     pthread_mutex_unlock(&pool->lock);
 }

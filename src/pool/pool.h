@@ -219,6 +219,9 @@ int psi_block_copy_stored(psi_pool *pool, uint32_t from, uint32_t to);
  * said after it). Takes the lock. */
 void psi_block_changes(psi_pool *pool, uint32_t block);
 void psi_block_settle(psi_pool *pool, uint32_t block);
+/* What is in an adopted pool's memory already is RESIDENT and whole. No step pays for it, unless the coming one adds
+ * it. Takes the lock. */
+void psi_block_found(psi_pool *pool, uint32_t block, bool is_added);
 
 /* trim.c: the owner changes a stored block where it lies, outside of steps. Its bytes come back, and the store's copy
  * is forgotten; then they go to the store anew. Engine's thread; takes the lock. */

@@ -328,8 +328,7 @@ static bool has_any(const psi_kv *kv, uint32_t block) {
 static void take_what_is_there(psi_kv *kv) {
     for (uint32_t block = 0; block < kv->blocks; block++) {
         if (has_any(kv, block)) {
-            (void)psi_block_write(kv->pool, block);
-            psi_block_settle(kv->pool, block);
+            psi_block_found(kv->pool, block, (kv->marks[block] & PSI_MARK_WRITE) != 0);
         }
     }
 }
