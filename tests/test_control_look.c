@@ -89,6 +89,46 @@ static void quiet_reads_counters_5_times_a_second(void **state) {
     assert_int_equal(decide(&control, moves, cache_of(1000)).look, PSI_LOOK_ALL);
 }
 
+/* Far, it slept for a second, and was woken early: what it had in mind to read then is no reading. */
+static void who_was_woken_early_reads_counters_in_time(void **state) {
+    (void)state;
+    psi_control control = quick_control(100, 64);
+    psi_demand nothing = cache_of(1000);
+    psi_reading reading = filling(4000, 0);
+    assert_int_equal(decide(&control, reading, nothing).sleep_us, 500 * MS);
+    uint64_t woken_us = reading.at_us += 10 * MS;
+    reading.headroom_bytes = 500 * MIB;
+    psi_decision decision = decide(&control, reading, nothing);
+    while ((decision.look & PSI_LOOK_COUNTERS) == 0) {
+        reading.at_us += decision.sleep_us;
+        decision = decide(&control, reading, nothing);
+    }
+    assert_in_range(reading.at_us + decision.sleep_us - woken_us, 1, 250 * MS);
+}
+
+/* Reading files fills a group as an allocation does. Before it is taken for one, the counters tell. */
+static void before_a_forecast_calls_the_counters_are_read(void **state) {
+    (void)state;
+    psi_control control = quick_control(500, 64);
+    control.options.horizon_us = 0;
+    psi_demand demand = cache_of(1000);
+    demand.unwritten_bytes = demand.evictable_bytes; /* a long horizon */
+    psi_reading reading = filling(464, 0);
+    while (decide(&control, reading, demand).look != PSI_LOOK_ALL) {
+        reading.at_us += 20 * MS;
+    }
+    psi_decision decision = {.band = PSI_BAND_NONE};
+    bool read_anew = false;
+    reading.fill_bytes_per_s = 390 * (int64_t)MIB;
+    for (reading.fill_age_us = 0; decision.band == PSI_BAND_NONE && !read_anew;) {
+        reading.at_us += 20 * MS;
+        reading.fill_age_us += 20 * MS;
+        decision = decide(&control, reading, demand);
+        read_anew = decision.band == PSI_BAND_NONE && (decision.look & PSI_LOOK_COUNTERS) != 0;
+    }
+    assert_true(read_anew);
+}
+
 static void comfort_has_time(void **state) {
     (void)state;
     psi_reading reading = stalled(900, 0.9); /* of 8 GiB: scarce, and far from the end */
@@ -175,6 +215,8 @@ int main(void) {
         cmocka_unit_test(near_but_quiet_looks_less_often),
         cmocka_unit_test(quiet_sleeps_by_what_is_left),
         cmocka_unit_test(quiet_reads_counters_5_times_a_second),
+        cmocka_unit_test(who_was_woken_early_reads_counters_in_time),
+        cmocka_unit_test(before_a_forecast_calls_the_counters_are_read),
         cmocka_unit_test(comfort_has_time),
         cmocka_unit_test(far_from_every_limit_it_hardly_looks),
         cmocka_unit_test(far_needs_plenty_and_nothing_waiting),

@@ -78,6 +78,26 @@ static void page_cache_is_free_but_for_own_mappings(void **state) {
     assert_int_equal(read_once().headroom_bytes, 240 * MIB);
 }
 
+/* An allocation that takes the place of page cache changes no usage. */
+static void what_may_go_unseen_is_a_groups_page_cache(void **state) {
+    (void)state;
+    put_machine();
+    put_v2();
+    assert_int_equal(read_once().unseen_bytes, 0); /* MemAvailable is fresh */
+    put_amount("/cg/a/b/c/memory.max", 300 * MIB);
+    put_v2_stat("/cg/a/b/c/memory.stat", 30 * MIB, 40 * MIB);
+    assert_int_equal(read_once().unseen_bytes, 70 * MIB);
+    put_amount("/cg/a/b/memory.max", 400 * MIB); /* a wider one is as good: 200 MiB come first there */
+    put_v2_stat("/cg/a/b/memory.stat", 150 * MIB, 0);
+    assert_int_equal(read_once().unseen_bytes, 70 * MIB);
+    put_amount("/cg/a/b/memory.current", 380 * MIB); /* until it is full */
+    psi_reading reading = read_once();
+    assert_int_equal(reading.headroom_bytes, 170 * MIB);
+    assert_int_equal(reading.unseen_bytes, 150 * MIB);
+    put_v2_stat("/cg/a/b/memory.stat", 0, 0); /* with what is no page cache */
+    assert_int_equal(read_once().unseen_bytes, 0);
+}
+
 static void v1_limit_and_v2_pressure_at_once(void **state) {
     (void)state;
     put_machine();
@@ -337,6 +357,7 @@ int main(void) {
         CASE(v2_own_limit_counts),
         CASE(tightest_ancestor_in_the_middle_wins),
         CASE(page_cache_is_free_but_for_own_mappings),
+        CASE(what_may_go_unseen_is_a_groups_page_cache),
         CASE(v1_limit_and_v2_pressure_at_once),
         CASE(v1_ancestor_counts_only_with_hierarchy),
         CASE(usage_is_read_each_time_and_stat_seldom),

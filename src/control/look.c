@@ -60,17 +60,32 @@ static uint64_t near_sleep_us(const psi_control *control, const psi_reading *rea
     return psi_most(psi_least(spare_us(control, reading), most), least);
 }
 
-/* Between two of these, headroom goes by the page cache as it was; before an alarm it is read anew (signal.c). */
+/* A group at its limit is filled up with page cache. An allocation takes the place of that, and its usage stays as it
+ * is: to be seen at the next look, there must be room besides. */
+static bool may_go_unseen(const psi_reading *reading, const psi_decision *decision) {
+    uint64_t seen_bytes = psi_since(reading->headroom_bytes, reading->unseen_bytes); /* the difference */
+    double asleep_bytes = worst_bytes_per_s(reading) * (double)decision->sleep_us / 1e6;
+    return reading->unseen_bytes > 0 && (double)seen_bytes < asleep_bytes;
+}
+
+/* Reading files fills a group as an allocation does. Halfway to a forecast that calls for a trim the counters tell. */
+static bool may_be_foretold(const psi_control *control, const psi_reading *reading, const psi_demand *demand) {
+    return 2 * psi_index_expected_bytes(&control->options, &control->mapping, reading, demand) >
+           above_bytes(control, reading);
+}
+
+/* Between two of these, headroom goes by the page cache as it was. */
 static void leave_out_counters(const psi_control *control, const psi_reading *reading, uint64_t every_us,
                                psi_decision *decision) {
-    if (psi_since(reading->at_us + decision->sleep_us, control->counters_us) < every_us)
+    if (psi_since(reading->at_us + decision->sleep_us, control->counters_us) < every_us &&
+        !may_go_unseen(reading, decision))
         decision->look &= ~(uint32_t)PSI_LOOK_COUNTERS;
 }
 
 static void plan_near(psi_control *control, const psi_reading *reading, const psi_demand *demand,
                       psi_decision *decision) {
     decision->sleep_us = near_sleep_us(control, reading, demand, decision);
-    if (decision->band == PSI_BAND_NONE && is_quiet(control, reading))
+    if (decision->band == PSI_BAND_NONE && is_quiet(control, reading) && !may_be_foretold(control, reading, demand))
         leave_out_counters(control, reading, COUNTERS_QUIET_US, decision);
 }
 
@@ -114,6 +129,7 @@ static void plan_classic(const psi_control *control, const psi_reading *reading,
 
 void psi_look_plan(psi_control *control, const psi_reading *reading, const psi_demand *demand, psi_decision *decision) {
     decision->look = PSI_LOOK_ALL;
+    control->counters_us = psi_least(control->counters_us, reading->at_us); /* woken before they were due */
     if (control->options.mode != PSI_MODE_AUTO) {
         plan_classic(control, reading, decision);
     } else if (psi_has(reading, PSI_HAVE_HEADROOM)) {

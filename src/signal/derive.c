@@ -172,6 +172,19 @@ static const psi_bound *tightest(const psi_derive *derive, psi_reading *reading)
     return best;
 }
 
+/* What can be used before a group's page cache goes. MemAvailable tells of the machine's at each look. */
+static uint64_t seen_of(const psi_bound *bounds, uint64_t seen_bytes) {
+    for (size_t i = 0; i < PSI_LEVELS; i++) {
+        const psi_bound *b = &bounds[i];
+        if (!b->known || (b->cache_bytes <= 0 && b->returning_bytes <= 0))
+            continue;
+        bool hides = b->free_bytes <= 0 || b->returning_bytes > 0; /* fill does not count what may be coming back */
+        uint64_t free_bytes = hides ? 0 : (uint64_t)b->free_bytes;
+        seen_bytes = free_bytes < seen_bytes ? free_bytes : seen_bytes;
+    }
+    return seen_bytes;
+}
+
 /* The fill rate is that of the tightest bound, from its own history: when another becomes the
  * tightest, the step from one to the other is no fill. */
 static void fill_headroom(psi_derive *derive, const psi_sample *sample, psi_reading *reading) {
@@ -182,6 +195,7 @@ static void fill_headroom(psi_derive *derive, const psi_sample *sample, psi_read
     reading->have |= PSI_HAVE_HEADROOM;
     reading->headroom_bytes = room > 0 ? (uint64_t)room : 0;
     reading->missing_bytes = room < 0 ? (uint64_t)-room : 0;
+    reading->unseen_bytes = reading->headroom_bytes - seen_of(derive->v1, seen_of(derive->v2, reading->headroom_bytes));
     reading->limit_bytes = bound->limit_bytes;
     if ((sample->look & PSI_LOOK_AMOUNTS) && bound->has_shrink) {
         psi_fill_add(&derive->fill, sample->at_us, bound->shrink, bound->shrink_span_us);

@@ -39,9 +39,11 @@ typedef struct psi_reading {
     uint64_t headroom_bytes;  /* can still be allocated before the tightest limit is met; 0 when missing_bytes > 0 */
     uint64_t missing_bytes;   /* wanted beyond zero headroom: own mappings in use that reclaim took and that must come
                                  back (thrash) */
-    uint64_t limit_bytes;     /* that limit: memory.max/high, the v1 limit, or MemTotal; UINT64_MAX: not known */
-    psi_bound_kind bound;     /* whose limit */
-    uint32_t bound_level;     /* 0: the own group; above: an ancestor */
+    uint64_t unseen_bytes; /* of headroom_bytes: page cache of some group with a limit, whose place an allocation takes
+                              without a change of the group's usage. Only a look at COUNTERS tells */
+    uint64_t limit_bytes;  /* that limit: memory.max/high, the v1 limit, or MemTotal; UINT64_MAX: not known */
+    psi_bound_kind bound;  /* whose limit */
+    uint32_t bound_level;  /* 0: the own group; above: an ancestor */
     int64_t fill_bytes_per_s; /* how fast headroom shrinks (positive) or grows; fast attack, slow decay */
     uint64_t fill_age_us; /* how long it has been shrinking at half this rate or more: a forecast reaches a few times
                              as far as it was watched */
