@@ -137,6 +137,16 @@ static void looks_are_taken_no_oftener_than_they_may(void **state) {
     look_after(signal, 100 * MS, PSI_LOOK_AMOUNTS); /* stall is not read while a trigger is armed */
     assert_int_equal(sample->look, PSI_LOOK_AMOUNTS);
     assert_int_equal(sample->value[PSI_RAW_OWN_MEMORY_SOME_US], 0);
+    psi_signal_note_trigger(signal, 1); /* but after its event at once, whenever it was read last */
+    read_after(signal, 1 * MS);
+    assert_int_equal(sample->value[PSI_RAW_OWN_MEMORY_SOME_US], 5);
+    put_pressure("/cg/a/b/c/memory.pressure", 6, 6);
+    psi_signal_note_trigger(signal, 2);
+    read_after(signal, 1 * MS);
+    assert_int_equal(sample->value[PSI_RAW_OWN_MEMORY_SOME_US], 6);
+    psi_signal_note_trigger(signal, 2);
+    read_after(signal, 1 * MS);
+    assert_int_equal(sample->look, PSI_LOOK_AMOUNTS);
     now_us -= 190 * MS; /* a clock that goes back takes everything again */
     read_after(signal, 0);
     assert_true(sample->look & PSI_LOOK_STALL);

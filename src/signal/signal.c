@@ -106,7 +106,10 @@ const psi_sample *psi_signal_last(const psi_signal *signal) { return &signal->sa
 
 void psi_signal_took(psi_signal *signal, int64_t bytes) { psi_derive_took(&signal->derive, bytes); }
 
+/* The stall that an event tells of is read at once: while the trigger is armed again, nobody reads it. */
 void psi_signal_note_trigger(psi_signal *signal, uint64_t events) {
+    if (events != signal->sample.value[PSI_RAW_TRIGGER_EVENTS])
+        signal->stall.taken = false;
     psi_sample_set(&signal->sample, PSI_RAW_TRIGGER_EVENTS, events);
 }
 

@@ -80,8 +80,8 @@ typedef struct psi_signal_options {
 psi_signal *psi_signal_open(const psi_signal_options *options);
 void psi_signal_close(psi_signal *signal);
 
-/* Makes one sample (of the depths that `look` names; COUNTERS and RARE are left out when they were taken less
- * than 50 ms and 5 s ago) and derives a reading from it. Never fails: what cannot be read now is left out of
+/* Makes one sample (of the depths that `look` names; STALL, COUNTERS and RARE are left out when they were taken less
+ * than 25 ms, 50 ms and 5 s ago) and derives a reading from it. Never fails: what cannot be read now is left out of
  * `have`. Allocates nothing. */
 void psi_signal_read(psi_signal *signal, uint32_t look, psi_reading *reading);
 
