@@ -31,6 +31,12 @@ static void look_if_due(watched *w) {
     w->next_us = now_us + w->decision.sleep_us;
 }
 
+static void wait(watched *w, unsigned for_ms) {
+    for (unsigned ms = 0; ms < for_ms; ms++, now_us += MS) {
+        look_if_due(w);
+    }
+}
+
 static void put_group(uint64_t usage_mib, uint64_t cache_mib) {
     put_amount("/cg/a/b/c/memory.max", LIMIT_MIB * MIB);
     put_amount("/cg/a/b/c/memory.current", usage_mib * MIB);
@@ -43,19 +49,23 @@ static watched begin(uint64_t usage_mib, uint64_t cache_mib) {
     put_group(usage_mib, cache_mib);
     watched w = {.signal = open_signal(), .decision = {.look = PSI_LOOK_ALL}, .next_us = now_us};
     psi_control_init(&w.control, &options);
-    for (unsigned ms = 0; ms < 2000; ms++, now_us += MS) {
-        look_if_due(&w);
-    }
+    wait(&w, 2000);
     assert_int_equal(w.decision.band, PSI_BAND_NONE);
     return w;
 }
 
-/* How much is left of the headroom when a trim is called for, in MiB; the spike begins `delay_ms` later. */
-static uint64_t left_when_called(uint64_t usage_mib, uint64_t cache_mib, unsigned delay_ms) {
+/* How much is left of the headroom when a trim is called for, in MiB. A file is read as fast as the spike grows, for
+ * read_ms, and right after it the spike begins. */
+static uint64_t left_when_called(uint64_t usage_mib, uint64_t cache_mib, unsigned delay_ms, unsigned read_ms) {
     watched w = begin(usage_mib, cache_mib);
-    for (unsigned ms = 0; ms < delay_ms; ms++, now_us += MS) {
-        look_if_due(&w);
+    wait(&w, delay_ms);
+    for (unsigned ms = 0; ms < read_ms; ms++) {
+        usage_mib += SPIKE_MIB_PER_MS;
+        cache_mib += SPIKE_MIB_PER_MS;
+        put_group(usage_mib, cache_mib);
+        wait(&w, 1);
     }
+    assert_int_equal(w.decision.band, PSI_BAND_NONE);
     uint64_t used_mib = 0, free_mib = LIMIT_MIB - usage_mib;
     while (w.decision.band == PSI_BAND_NONE && used_mib < free_mib + cache_mib) {
         used_mib += SPIKE_MIB_PER_MS;
@@ -73,15 +83,24 @@ static uint64_t left_when_called(uint64_t usage_mib, uint64_t cache_mib, unsigne
 static void a_spike_that_takes_the_place_of_page_cache_is_seen_before_the_reserve_is_reached(void **state) {
     (void)state;
     for (unsigned delay_ms = 0; delay_ms < 210; delay_ms += 30) {
-        assert_true(left_when_called(LIMIT_MIB, CACHE_MIB, delay_ms) > 2 * RESERVE_MIB);
-        assert_true(left_when_called(LIMIT_MIB - 40, CACHE_MIB - 40, delay_ms) > 2 * RESERVE_MIB);
-        assert_true(left_when_called(LIMIT_MIB - CACHE_MIB, 0, delay_ms) > 2 * RESERVE_MIB);
+        assert_true(left_when_called(LIMIT_MIB, CACHE_MIB, delay_ms, 0) > 2 * RESERVE_MIB);
+        assert_true(left_when_called(LIMIT_MIB - 40, CACHE_MIB - 40, delay_ms, 0) > 2 * RESERVE_MIB);
+        assert_true(left_when_called(LIMIT_MIB - CACHE_MIB, 0, delay_ms, 0) > 2 * RESERVE_MIB);
+    }
+}
+
+/* What the page cache grew by lately is taken for its growth now, until the counters tell. */
+static void a_spike_behind_the_reading_of_a_file_is_seen_in_time(void **state) {
+    (void)state;
+    for (unsigned delay_ms = 0; delay_ms < 210; delay_ms += 15) {
+        assert_true(left_when_called(LIMIT_MIB - CACHE_MIB, 0, delay_ms, 50) > 2 * RESERVE_MIB);
     }
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         CASE(a_spike_that_takes_the_place_of_page_cache_is_seen_before_the_reserve_is_reached),
+        CASE(a_spike_behind_the_reading_of_a_file_is_seen_in_time),
     };
     return cmocka_run_group_tests_name("watching", tests, NULL, NULL);
 }

@@ -14,6 +14,9 @@
 #define SOME_FAULTS_PER_S 1.0
 #define THRASH_REFAULTS_PER_S 1000.0
 
+/* Page cache that grew by an eighth of headroom a second hides as much of a spike, until it is looked at again. */
+#define GROWTH_HIDES_US 8e6
+
 /* Forgetting mappings that nobody asks for: a half-life of 10 s (10 / ln 2), in steps short enough for the
  * first-order filter, and after so many of them there is nothing left. */
 #define HOT_DECAY_US 14427000.0
@@ -172,15 +175,22 @@ static const psi_bound *tightest(const psi_derive *derive, psi_reading *reading)
     return best;
 }
 
-/* What can be used before a group's page cache goes. MemAvailable tells of the machine's at each look. */
-static uint64_t seen_of(const psi_bound *bounds, uint64_t seen_bytes) {
+/* What is taken for the page cache's growth, or for own mappings that come back, is not taken for fill. */
+static bool hides_fill(const psi_bound *bound, uint64_t headroom_bytes) {
+    return bound->returning_bytes > 0 || bound->cache_growth * GROWTH_HIDES_US > (double)headroom_bytes;
+}
+
+/* What of headroom can be used before a group's page cache goes, and is seen to be. MemAvailable tells of the machine's
+ * at each look. */
+static uint64_t seen_of(const psi_bound *bounds, uint64_t headroom_bytes) {
+    uint64_t seen_bytes = headroom_bytes;
     for (size_t i = 0; i < PSI_LEVELS; i++) {
         const psi_bound *b = &bounds[i];
-        if (!b->known || (b->cache_bytes <= 0 && b->returning_bytes <= 0))
-            continue;
-        bool hides = b->free_bytes <= 0 || b->returning_bytes > 0; /* fill does not count what may be coming back */
-        uint64_t free_bytes = hides ? 0 : (uint64_t)b->free_bytes;
-        seen_bytes = free_bytes < seen_bytes ? free_bytes : seen_bytes;
+        bool hides = b->known && (b->cache_bytes > 0 || b->returning_bytes > 0);
+        if (hides && (b->free_bytes <= 0 || hides_fill(b, headroom_bytes)))
+            return 0;
+        if (hides && (uint64_t)b->free_bytes < seen_bytes)
+            seen_bytes = (uint64_t)b->free_bytes;
     }
     return seen_bytes;
 }

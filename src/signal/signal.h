@@ -40,7 +40,7 @@ typedef struct psi_reading {
     uint64_t missing_bytes;   /* wanted beyond zero headroom: own mappings in use that reclaim took and that must come
                                  back (thrash) */
     uint64_t unseen_bytes; /* of headroom_bytes: page cache of some group with a limit, whose place an allocation takes
-                              without a change of the group's usage. Only a look at COUNTERS tells */
+                              without a change of the group's usage, or without fill. Only a look at COUNTERS tells */
     uint64_t limit_bytes;  /* that limit: memory.max/high, the v1 limit, or MemTotal; UINT64_MAX: not known */
     psi_bound_kind bound;  /* whose limit */
     uint32_t bound_level;  /* 0: the own group; above: an ancestor */
