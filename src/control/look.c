@@ -41,8 +41,8 @@ static uint64_t spare_us(const psi_control *control, const psi_reading *reading)
     return psi_since(reserve_in_us(control, reading), control->mapping.reaction_us);
 }
 
-static bool is_quiet(const psi_control *control, const psi_reading *reading) {
-    return psi_has(reading, PSI_HAVE_FILL) &&
+static bool is_quiet(const psi_control *control, const psi_reading *reading, const psi_decision *decision) {
+    return decision->band == PSI_BAND_NONE && psi_has(reading, PSI_HAVE_FILL) &&
            WORST_OF_SEEN * (double)reading->fill_bytes_per_s * QUIET_SPAN_US / 1e6 < above_bytes(control, reading);
 }
 
@@ -52,7 +52,7 @@ static uint64_t near_sleep_us(const psi_control *control, const psi_reading *rea
                     : decision->band == PSI_BAND_COMFORT ? SLEEP_STALL_US
                                                          : SLEEP_MOST_US;
     uint64_t least = SLEEP_LEAST_US;
-    if (decision->band == PSI_BAND_NONE && is_quiet(control, reading))
+    if (is_quiet(control, reading, decision))
         least = psi_most(SLEEP_QUIET_LEAST_US,
                          psi_least(reserve_in_us(control, reading) / SLEEP_QUIET_PARTS, SLEEP_QUIET_MOST_US));
     if (decision->band == PSI_BAND_SAFETY && demand->evictable_bytes == 0)
@@ -85,7 +85,7 @@ static void leave_out_counters(const psi_control *control, const psi_reading *re
 static void plan_near(psi_control *control, const psi_reading *reading, const psi_demand *demand,
                       psi_decision *decision) {
     decision->sleep_us = near_sleep_us(control, reading, demand, decision);
-    if (decision->band == PSI_BAND_NONE && is_quiet(control, reading) && !may_be_foretold(control, reading, demand))
+    if (is_quiet(control, reading, decision) && !may_be_foretold(control, reading, demand))
         leave_out_counters(control, reading, COUNTERS_QUIET_US, decision);
 }
 

@@ -130,11 +130,17 @@ void psi_regrow_trimmed(psi_control *control, const psi_reading *reading) {
         note_limit(control, reading);
 }
 
+/* Of the bound's own kind; where none of it is known, the largest of all. */
+static uint64_t known_limit_bytes(const psi_control *control, psi_bound_kind bound) {
+    uint64_t most_bytes = 0;
+    for (size_t i = 0; i <= PSI_BOUND_V1; i++)
+        most_bytes = psi_most(most_bytes, control->regrow.limit_bytes[i]);
+    return control->regrow.limit_bytes[bound] != 0 ? control->regrow.limit_bytes[bound] : most_bytes;
+}
+
 /* Where the nearest limit is now the group's and now the machine's, that is told once. */
 static bool has_larger_limit(const psi_control *control, const psi_reading *reading) {
-    uint64_t known_bytes = control->regrow.limit_bytes[reading->bound];
-    for (size_t i = 0; i <= PSI_BOUND_V1 && control->regrow.limit_bytes[reading->bound] == 0; i++)
-        known_bytes = psi_most(known_bytes, control->regrow.limit_bytes[i]);
+    uint64_t known_bytes = known_limit_bytes(control, reading->bound);
     return known_bytes != 0 && psi_has(reading, PSI_HAVE_HEADROOM) && reading->limit_bytes > known_bytes;
 }
 

@@ -50,9 +50,8 @@ void psi_os_read_begin(psi_os_read *read, int descriptor, void *bytes, size_t co
     read->count = count;
     read->offset = offset;
     read->under_way = false;
-    if (!psi_os_is_direct(descriptor) ||
-        !has_context(read)) { /* through the page cache the call would wait for the disk */
-        return;
+    if (!psi_os_is_direct(descriptor) || !has_context(read)) {
+        return; /* through the page cache the call would wait for the disk */
     }
     struct iocb block = {.aio_lio_opcode = IOCB_CMD_PREAD,
                          .aio_fildes = (uint32_t)descriptor,

@@ -212,13 +212,14 @@ psi_block_state psi_block_get_state(const psi_pool *pool, psi_block_id block) {
 }
 
 /* Readies a block for writing; under the lock. */
-static int write_block(psi_pool *pool, psi_block_id block) {
+/* is_added: the coming step pays for a block that was empty. */
+static int write_block(psi_pool *pool, psi_block_id block, bool is_added) {
     psi_block *b = &pool->block[block];
     int error = 0;
     if (b->state == PSI_BLOCK_STORED) {
         error = psi_block_bring_back(pool, block);
     }
-    if (b->state == PSI_BLOCK_EMPTY) {
+    if (is_added && b->state == PSI_BLOCK_EMPTY) {
         b->fresh = pool->step + 1;
         pool->fresh++;
     }
@@ -244,7 +245,7 @@ int psi_block_write(psi_pool *pool, psi_block_id block) {
         return -EINVAL;
     }
     pthread_mutex_lock(&pool->lock);
-    int error = write_block(pool, block);
+    int error = write_block(pool, block, true);
     pthread_mutex_unlock(&pool->lock);
     return error;
 }
@@ -272,13 +273,8 @@ void psi_block_settle(psi_pool *pool, uint32_t block) {
 
 void psi_block_found(psi_pool *pool, uint32_t block, bool is_added) {
     pthread_mutex_lock(&pool->lock);
-    uint32_t fresh = pool->fresh;
-    (void)write_block(pool, block);
+    (void)write_block(pool, block, is_added);
     settle_block(pool, block);
-    if (!is_added) {
-        pool->block[block].fresh = 0;
-        pool->fresh = fresh;
-    }
     pthread_mutex_unlock(&pool->lock);
 }
 
@@ -313,7 +309,7 @@ int psi_pool_mark(psi_pool *pool, const unsigned char *marks) {
     pthread_mutex_lock(&pool->lock);
     for (uint32_t i = 0; i < pool->blocks; i++) {
         if ((marks[i] & PSI_MARK_WRITE) != 0) {
-            lost += write_block(pool, i) == -EIO;
+            lost += write_block(pool, i, true) == -EIO;
         } else if ((marks[i] & PSI_MARK_USED) != 0) {
             use_block(pool, &pool->block[i]);
         }
@@ -360,7 +356,7 @@ int psi_block_restore(psi_pool *pool, psi_block_id block) {
 
 static void *hand_out(psi_pool *pool, psi_block_id block, psi_block_id *id) {
     pool->block[block].handed_out = true;
-    (void)write_block(pool, block);
+    (void)write_block(pool, block, true);
     if (id != NULL) {
         *id = block;
     }

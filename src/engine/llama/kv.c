@@ -264,16 +264,19 @@ static void block_moved(void *user, psi_block_id block, psi_block_state from, ps
     }
 }
 
-bool psi_kv_has_lost(const psi_kv *kv, uint32_t block) {
+/* Of a block's cells. */
+static bool any_bit(const psi_kv *kv, const uint64_t *bits, uint32_t block) {
     uint32_t first = block % kv->stream_blocks * kv->block_cells;
     uint64_t row = (uint64_t)(block / kv->stream_blocks) * kv->cells;
     for (uint32_t c = first; c < first + kv->block_cells && c < kv->cells; c++) {
-        if (psi_kv_bit(kv->lost, row + c)) {
+        if (psi_kv_bit(bits, row + c)) {
             return true;
         }
     }
     return false;
 }
+
+bool psi_kv_has_lost(const psi_kv *kv, uint32_t block) { return any_bit(kv, kv->lost, block); }
 
 static uint32_t block_of_cell(const psi_kv *kv, uint64_t cell) {
     return (uint32_t)(cell / kv->cells) * kv->stream_blocks + (uint32_t)(cell % kv->cells) / kv->block_cells;
@@ -312,22 +315,11 @@ static psi_plane plane_of(const psi_kv *kv, const kv_tensor *k, uint32_t stream,
     return plane;
 }
 
-static bool has_any(const psi_kv *kv, uint32_t block) {
-    uint32_t first = block % kv->stream_blocks * kv->block_cells;
-    uint64_t row = (uint64_t)(block / kv->stream_blocks) * kv->cells;
-    for (uint32_t c = first; c < first + kv->block_cells && c < kv->cells; c++) {
-        if (psi_kv_bit(kv->has, row + c)) {
-            return true;
-        }
-    }
-    return false;
-}
-
 /* What was written before the pool was there (a state that was loaded first) is resident, and whole: not the work of
  * the step that the pool is made in. What that one writes is marked, or will be, as in any step. */
 static void take_what_is_there(psi_kv *kv) {
     for (uint32_t block = 0; block < kv->blocks; block++) {
-        if (has_any(kv, block)) {
+        if (any_bit(kv, kv->has, block)) {
             psi_block_found(kv->pool, block, (kv->marks[block] & PSI_MARK_WRITE) != 0);
         }
     }
