@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "os/os.h"
+#include "pool/cache.h"
 #include "pool/pool.h"
 #include "psicache.h"
 
@@ -56,6 +57,26 @@ static void store_all(void) {
     (void)psi_pool_step(pool);
     psi_pool_step_end(pool);
     assert_int_equal(psi_block_get_state(pool, OUT), PSI_BLOCK_STORED);
+}
+
+/* With the writer held off, which tidies the store: a slot that it has in hand would come free afterwards. */
+static void fill_the_store(void) {
+    uint32_t slot = 0;
+    pthread_mutex_lock(&cache->writing);
+    pthread_mutex_lock(&pool->lock);
+    while (psi_store_reserve(pool->store, &slot) == 0) {
+    }
+    pthread_mutex_unlock(&pool->lock);
+    pthread_mutex_unlock(&cache->writing);
+}
+
+/* No resident block has a copy in the store that it could be dropped for. */
+static void forget_clean_copies(void) {
+    pthread_mutex_lock(&pool->lock);
+    for (uint32_t i = 0; i < BLOCKS; i++) {
+        pool->block[i].slot = pool->block[i].state == PSI_BLOCK_RESIDENT ? PSI_SLOT_NONE : pool->block[i].slot;
+    }
+    pthread_mutex_unlock(&pool->lock);
 }
 
 static int all_are(uint32_t block, unsigned char value) {
@@ -108,10 +129,12 @@ static void what_was_read_ahead_is_void_when_the_block_was_changed(void **state)
     make();
     store_all();
     uint32_t slot = pool->block[OUT].slot;
+    pthread_mutex_lock(&cache->writing); /* or the writer may read it first */
     pthread_mutex_lock(&pool->lock);
     assert_true(psi_fetch_ask(pool, OUT));
     pthread_mutex_unlock(&pool->lock);
     assert_true(psi_fetch_one(pool));
+    pthread_mutex_unlock(&cache->writing);
     assert_non_null(psi_fetch_record(pool, OUT));
     assert_int_equal(psi_block_borrow(pool, OUT), 0);
     memset(bytes_of(OUT), 77, page);
@@ -146,9 +169,7 @@ static void a_copy_that_the_store_cannot_take_is_an_empty_block(void **state) {
     store_all();
     assert_int_equal(psi_block_copy_stored(pool, 0, OTHER), -EINVAL); /* block 0 is in memory */
     assert_int_equal(psi_block_get_state(pool, OTHER), PSI_BLOCK_EMPTY);
-    uint32_t slot = 0;
-    while (psi_store_reserve(pool->store, &slot) == 0) {
-    }
+    fill_the_store();
     assert_int_equal(psi_block_copy_stored(pool, OUT, OTHER), -ENOSPC);
     assert_int_equal(psi_block_get_state(pool, OTHER), PSI_BLOCK_EMPTY);
     assert_int_equal(psi_block_restore(pool, OUT), 0);
@@ -161,12 +182,8 @@ static void a_lent_block_stays_where_the_store_cannot_take_it(void **state) {
     make();
     store_all();
     assert_int_equal(psi_block_borrow(pool, OUT), 0);
-    uint32_t slot = 0;
-    while (psi_store_reserve(pool->store, &slot) == 0) {
-    }
-    for (uint32_t i = 0; i < BLOCKS; i++) { /* nor is there a clean copy to forget for it */
-        pool->block[i].slot = pool->block[i].state == PSI_BLOCK_RESIDENT ? PSI_SLOT_NONE : pool->block[i].slot;
-    }
+    fill_the_store();
+    forget_clean_copies();
     memset(bytes_of(OUT), 77, page);
     psi_block_put_away(pool, OUT);
     assert_int_equal(psi_block_get_state(pool, OUT), PSI_BLOCK_RESIDENT);
