@@ -25,7 +25,7 @@ PARTS = (
          "bench/restore_against_recompute.json", 2, limit=False),
     Part("paired-step", "bench/paired_step.py", ("--prompt-tokens", "4096"), "bench/paired_step.json", 3, limit=False),
     Part("demo", "demo/demo.py", ("--quick", "--runs", "3"), "demo/runs.json", 4),
-    Part("latency", "bench/latency.py", ("--turns", "2", "--cycles", "20"), "bench/latency.json", 5),
+    Part("latency", "bench/latency.py", ("--turns", "2", "--cycles", "15"), "bench/latency.json", 6),
     Part("context", "bench/context.py", ("--part", "key", "--quick"), "bench/context.json", 2),
     Part("oom-table", "bench/oom_table.py", ("--quick",), "bench/oom_table.json", 22),
     Part("thrash", "bench/thrash.py", (), "bench/thrash.json", 3),

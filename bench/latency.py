@@ -1,6 +1,7 @@
 """Step times in and around trims and restores, to the last sample: what a loop with a deadline may count on.
 
     .venv/bin/python bench/latency.py                    # 4 turns of each side and work, 40 trims and restores a turn
+                                                         # when decoding, 8 when reading, whose steps are longer
     .venv/bin/python bench/latency.py --turns 1 --cycles 3
 
 No memory limit and no spike: an engine decodes (one token a step) or reads a prompt (128 a step), and is told again and
@@ -21,6 +22,7 @@ import rig
 
 SIDES = {"stock": "stock", "ours": "off"}  # rig's modes
 WORKS = {"decode": 1, "prefill": 128}      # tokens a step
+DECODE_CYCLES_PER_PREFILL = 5                         # its steps are some 20 times shorter
 AROUND_STEPS = 10
 BETWEEN_STEPS = 25
 WAIT_S = 300.0                             # for a turn's next step
@@ -31,7 +33,8 @@ RECORDS = "latency.jsonl"
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=4, help="of each side and work (default 4)")
-    parser.add_argument("--cycles", type=int, default=40, help="a trim and a restore each, in a turn (default 40)")
+    parser.add_argument("--cycles", type=int, default=40, help="a trim and a restore each, in a turn of decode (default 40);"
+                        " in one of prefill a fifth of them")
     parser.add_argument("--share", type=float, default=0.25, help="of the cache that a trim gives back (default 0.25)")
     parser.add_argument("--fill", type=int, default=8192, metavar="TOKENS", help="in the cache (default 8192)")
     parser.add_argument("--works", default=",".join(WORKS), help="default: decode,prefill")
@@ -93,6 +96,10 @@ def schedule(options, done):
             for side in (sides if number % 2 == 0 else sides[::-1]) if (number, work, side) not in done]
 
 
+def cycles_of(work, cycles):
+    return cycles if work == "decode" else math.ceil(cycles / DECODE_CYCLES_PER_PREFILL)
+
+
 # ---- a turn ------------------------------------------------------------------------------------------
 
 def wait_steps(engine, count):
@@ -110,7 +117,7 @@ def turn(number, work, side, options):
         engine.wait_ready(steps=5, timeout_s=WAIT_S)
         begin = len(engine.events)
         wait_steps(engine, BETWEEN_STEPS)
-        for _ in range(options.cycles):
+        for _ in range(cycles_of(work, options.cycles)):
             for order in ("trim %g" % options.share, "restore"):
                 engine.order(order)
                 wait_steps(engine, BETWEEN_STEPS)

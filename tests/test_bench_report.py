@@ -107,6 +107,10 @@ def test_turns_go_back_and_forth_and_are_not_done_twice():
     assert latency.schedule(Options, set(every[:3])) == every[3:]
 
 
+def test_a_turn_of_prefill_has_fewer_cycles_and_at_least_one():
+    assert [latency.cycles_of("decode", 15), latency.cycles_of("prefill", 15), latency.cycles_of("prefill", 1)] == [15, 3, 1]
+
+
 @pytest.fixture
 def part(tmp_path, monkeypatch):
     """A part whose bench is one line of Python, in a tree of its own."""
