@@ -246,11 +246,12 @@ def key_summary(runs, options, limit_bytes, spike_bytes, stock_bytes):
             mine = [r for r in runs if (r["side"], r["times"]) == (side, times)]
             resident = [r["resident_bytes"]["spike"] for r in mine if r["resident_bytes"].get("spike")]
             rows.append({"side": side, "context_tokens": times * options.base, "runs": len(mine),
-                         "killed": sum(r["killed"] or r["failed"] for r in mine),
+                         "killed": sum(r["killed"] for r in mine),
+                         "failed": sum(r["failed"] and not r["killed"] for r in mine),
                          "found_in_spike": sum(r["found"]["in_spike"] for r in mine),
                          "found_after": sum(r["found"]["after"] for r in mine),
                          "resident_in_spike_bytes": sum(resident) // len(resident) if resident else None})
-    longest = {side: max((row["context_tokens"] for row in rows if row["side"] == side and row["killed"] == 0
+    longest = {side: max((row["context_tokens"] for row in rows if row["side"] == side and row["killed"] + row["failed"] == 0
                           and row["found_in_spike"] == row["runs"]), default=0) for side in SIDES}
     missing = [each for each in key_runs(options) if each not in {(r["seed"], r["side"], r["times"]) for r in runs}]
     return {"rows": rows, "longest_tokens": longest, "ratio": longest["ours"] / longest["stock"] if longest["stock"] else None,
@@ -329,9 +330,10 @@ def conclude(result):
     if result.get("key"):
         key = result["key"]
         for row in key["rows"]:
-            lines.append("%-6s %6d tokens: killed %d of %d, key found in the spike %d, after it %d, resident in the spike %s" % (
-                row["side"], row["context_tokens"], row["killed"], row["runs"], row["found_in_spike"], row["found_after"],
-                rig.demo.mib(row["resident_in_spike_bytes"])))
+            lines.append("%-6s %6d tokens: killed %d of %d, failed %d, key found in the spike %d, after it %d, resident in the "
+                         "spike %s" % (row["side"], row["context_tokens"], row["killed"], row["runs"], row["failed"],
+                                       row["found_in_spike"], row["found_after"],
+                                       rig.demo.mib(row["resident_in_spike_bytes"])))
         held = (key["ratio"] or 0) >= BAR and not key["missing_runs"]
         lines.append("longest that survives and finds the key: ours %d, stock %d tokens: %s times%s" % (
             key["longest_tokens"]["ours"], key["longest_tokens"]["stock"], "-" if key["ratio"] is None else "%g" % key["ratio"],

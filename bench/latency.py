@@ -22,7 +22,7 @@ import rig
 
 SIDES = {"stock": "stock", "ours": "off"}  # rig's modes
 WORKS = {"decode": 1, "prefill": 128}      # tokens a step
-DECODE_CYCLES_PER_PREFILL = 5                         # its steps are some 20 times shorter
+DECODE_CYCLES_PER_PREFILL = 5              # its steps are some 20 times shorter
 AROUND_STEPS = 10
 BETWEEN_STEPS = 25
 WAIT_S = 300.0                             # for a turn's next step

@@ -162,8 +162,8 @@ def scale(result):
 def context(result):
     key, rows, more = result["key"], [], []
     if key:
-        rows = [[row["side"], row["context_tokens"], row["runs"], row["killed"], row["found_in_spike"], row["found_after"],
-                 number(row["resident_in_spike_bytes"], "%.0f", MIB)] for row in key["rows"]]
+        rows = [[row["side"], row["context_tokens"], row["runs"], row["killed"], row.get("failed", 0), row["found_in_spike"],
+                 row["found_after"], number(row["resident_in_spike_bytes"], "%.0f", MIB)] for row in key["rows"]]
     words = {True: "killed", False: "alive"}
     for each in result["boards"]:
         for run in each["runs"]:
@@ -178,8 +178,9 @@ def context(result):
     # (label, side, tokens, what came of it, whether that is what is wanted)
     bars = [("%s, %d" % (row["side"], row["context_tokens"]), row["side"], row["context_tokens"],
              "killed %d of %d" % (row["killed"], row["runs"]) if row["killed"] else
+             "failed %d of %d" % (row["failed"], row["runs"]) if row.get("failed") else
              "key found %d of %d" % (row["found_in_spike"], row["runs"]),
-             not row["killed"] and row["found_in_spike"] == row["runs"]) for row in (key["rows"] if key else [])]
+             not row["killed"] and not row.get("failed") and row["found_in_spike"] == row["runs"]) for row in (key["rows"] if key else [])]
     bars += [("%s, %s" % (each["model"], run["side"]), run["side"], run["context_tokens"],
               "killed" if run["killed"] else "failed" if run["failed"] else "alive", not run["killed"] and not run["failed"])
              for each in result["boards"] for run in each["runs"]]
@@ -200,7 +201,7 @@ def context(result):
         says += "Limit %.0f MiB, spike %.0f MiB: stock needs %.0f MiB with %d tokens. Longest: ours %d, stock %d tokens." % (
             key["limit_bytes"] / MIB, key["spike_bytes"] / MIB, key["stock_bytes"] / MIB, min(
                 row["context_tokens"] for row in key["rows"]), key["longest_tokens"]["ours"], key["longest_tokens"]["stock"])
-    return Section("Context in the same memory", says, ["side", "context", "runs", "killed", "key found in the spike",
+    return Section("Context in the same memory", says, ["side", "context", "runs", "killed", "failed", "key found in the spike",
                                                         "after it", "of the cache in memory in the spike, MiB"], rows,
                    draw if bars else None, (8, 1.2 + 0.3 * len(bars)), more=tables)
 

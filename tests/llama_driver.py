@@ -371,10 +371,11 @@ def exchange():
     """Pressure at the floor: new tokens are taken in exchange for old ones, and the cache does not grow."""
     available = fake_memory(pathlib.Path(options["root"]))
     available(8000)
-    engine = Engine(cells=4096, flash_attention=options["flash_attention"])
-    prompt = engine.tokens(text(1), 3000)
+    engine = Engine(cells=options["cells"], flash_attention=options["flash_attention"])
+    end = options["cells"] // 4 * 3
+    prompt = engine.tokens(text(1), end)
     sizes = []
-    for at in range(0, 3000, 60):
+    for at in range(0, end - 59, 60):
         if at == 300:
             available(1)
             wait_for(lambda: psi_cache.stats()["index"] > 0.7)

@@ -354,7 +354,7 @@ static void fake_meminfo(unsigned available_mib) {
     fake_file("proc/meminfo", text);
 }
 
-static psi_cache *pressed_cache(unsigned available_mib) {
+static psi_cache *pressed_cache_with_floor(unsigned available_mib, uint64_t floor_bytes) {
     (void)snprintf(root, sizeof(root), "/tmp/psi-test-XXXXXX");
     assert_non_null(mkdtemp(root));
     char full[128];
@@ -363,12 +363,14 @@ static psi_cache *pressed_cache(unsigned available_mib) {
     fake_meminfo(available_mib);
     psi_options options = PSI_OPTIONS_INIT(psi_options);
     options.root = root;
-    options.floor_bytes = 1;
+    options.floor_bytes = floor_bytes;
     options.dwell_us = 1000;
     psi_cache *cache = psi_cache_open(&options);
     assert_non_null(cache);
     return cache;
 }
+
+static psi_cache *pressed_cache(unsigned available_mib) { return pressed_cache_with_floor(available_mib, 1); }
 
 static void remove_root(void) {
     char command[128];
@@ -439,6 +441,35 @@ static void pressure_trims_and_its_end_regrows(void **state) {
         assert_filled(psi_block_address(pool, i), 4 * page, i);
     }
     assert_true(stats_of(cache).trims >= 1 && stats_of(cache).restores >= 1);
+    psi_pool_destroy(pool);
+    psi_cache_close(cache);
+    remove_root();
+}
+
+static int steps_until_the_floor(psi_cache *cache, psi_pool *pool) {
+    use_all(pool, 64);
+    (void)psi_pool_step(pool);
+    psi_pool_step_end(pool);
+    return stats_of(cache).resident_bytes <= 4 * 4 * page;
+}
+
+/* Of 64 blocks a 32nd is two, and three are kept: there has to be one that can go for a new one to come. */
+static void at_its_default_floor_a_small_pool_takes_new_blocks(void **state) {
+    (void)state;
+    psi_cache *cache = pressed_cache_with_floor(2, 0);
+    psi_pool *pool = plain_pool(cache, 64, 2);
+    for (uint32_t i = 0; i < 60; i++) {
+        assert_int_equal(psi_block_write(pool, i), 0);
+    }
+    wait_until(steps_until_the_floor, cache, pool);
+    for (uint32_t i = 60; i < 64; i++) {
+        for (int round = 0; round < 50; round++) {
+            assert_true(steps_until_the_floor(cache, pool));
+            assert_false(psi_pool_refuses(pool));
+            psi_os_pause_us(200);
+        }
+        assert_int_equal(psi_block_write(pool, i), 0);
+    }
     psi_pool_destroy(pool);
     psi_cache_close(cache);
     remove_root();
@@ -631,6 +662,7 @@ int main(void) {
         cmocka_unit_test(unknown_ids_are_refused),
         cmocka_unit_test(freed_blocks_are_zero_when_handed_out_again),
         cmocka_unit_test(under_pressure_a_block_is_refused_and_later_given),
+        cmocka_unit_test(at_its_default_floor_a_small_pool_takes_new_blocks),
         cmocka_unit_test(pressure_trims_and_its_end_regrows),
         cmocka_unit_test(an_idle_engine_s_blocks_go_without_it),
         cmocka_unit_test(a_forked_child_leaves_the_store_alone),

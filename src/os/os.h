@@ -1,5 +1,4 @@
-/* os.h - the seam to the system: pages, small files, clock, threads. The only room that makes system
- * calls for the library; one implementation file a system (os_linux.c, os_other.c). */
+/* os.h - the seam to the system: pages, files, clock, threads. The only room that makes system calls for the library. */
 #ifndef PSI_OS_H
 #define PSI_OS_H
 

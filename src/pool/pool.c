@@ -101,9 +101,15 @@ static psi_pool *make(psi_cache *cache, const psi_pool_options *options, uint32_
     return pool;
 }
 
+/* The blocks that are kept, and one that can go for a new one to come: with less an engine at its floor is refused. */
+static uint64_t workable_bytes(const psi_pool *pool) {
+    return ((uint64_t)pool->lanes * pool->keep_first + pool->keep_newest + 1) * pool->block_total_bytes;
+}
+
 uint64_t psi_pool_floor_bytes(const psi_pool *pool, const psi_pool_options *options, uint64_t capacity_bytes) {
     uint64_t set = options->floor_bytes != 0 ? options->floor_bytes : psi_cache_floor_bytes(pool->cache);
-    return set != 0 ? set : capacity_bytes / 32;
+    uint64_t least_bytes = workable_bytes(pool), share_bytes = capacity_bytes / 32;
+    return set != 0 ? set : share_bytes > least_bytes ? share_bytes : least_bytes;
 }
 
 static psi_pool *finish(psi_pool *pool, const psi_pool_options *options) {
