@@ -238,7 +238,7 @@ PSI_API void psi_records_close(psi_records *records);
 PSI_API void psi_pool_destroy(psi_pool *pool);
 
 /* A block of a created pool, zeroed; its id goes to *id when id is not NULL. NULL with errno EAGAIN
- * under pressure with nothing left to trim above the floor (reuse a block, wait, or say no), ENOMEM when
+ * under pressure with the floor reached and nothing left to trim above it (reuse a block, wait, or say no), ENOMEM when
  * all blocks are handed out. */
 PSI_API void *psi_block_alloc(psi_pool *pool, psi_block_id *id);
 

@@ -27,7 +27,8 @@ class Memory:
 
 def serve_ours(model, engine_folder, command, tmp_path, options=OPTIONS, wait_us=100000):
     prefix = [command, "run", "-v", "--"]
-    more = {"PSI_CACHE_ROOT": str(tmp_path), "PSI_CACHE_REFUSE_WAIT_US": str(wait_us)}
+    # Nothing is refused below the floor, and the default one has room for a block to come: none.
+    more = {"PSI_CACHE_ROOT": str(tmp_path), "PSI_CACHE_REFUSE_WAIT_US": str(wait_us), "PSI_CACHE_FLOOR_BYTES": "1"}
     return serve(model, engine_folder, tmp_path, prefix, options, **more)
 
 

@@ -17,6 +17,7 @@
 #include <cmocka.h>
 
 #include "os/os.h"
+#include "pool/pool.h"
 #include "psicache.h"
 
 static size_t page;
@@ -394,6 +395,11 @@ static int is_refusing(psi_cache *cache, psi_pool *pool) {
     return psi_pool_refuses(pool);
 }
 
+static int is_pressed(psi_cache *cache, psi_pool *pool) {
+    (void)pool;
+    return psi_cache_is_pressed(cache);
+}
+
 static int is_not_refusing(psi_cache *cache, psi_pool *pool) { return !is_refusing(cache, pool); }
 
 static void under_pressure_a_block_is_refused_and_later_given(void **state) {
@@ -469,6 +475,32 @@ static void at_its_default_floor_a_small_pool_takes_new_blocks(void **state) {
             psi_os_pause_us(200);
         }
         assert_int_equal(psi_block_write(pool, i), 0);
+    }
+    psi_pool_destroy(pool);
+    psi_cache_close(cache);
+    remove_root();
+}
+
+/* A conversation that begins in a spike: nothing can go, and the floor has room. */
+static void below_its_floor_a_pool_takes_new_blocks(void **state) {
+    (void)state;
+    psi_cache *cache = pressed_cache_with_floor(2, 0); /* 8 of 256 blocks */
+    psi_pool *pool = plain_pool(cache, 256, 2);
+    wait_until(is_pressed, cache, pool);
+    for (uint32_t i = 0; i < 20; i++) {
+        uint32_t id = 0;
+        psi_stats stats = stats_of(cache);
+        assert_false(psi_pool_refuses(pool));
+        if (i < 8) {
+            assert_non_null(psi_block_alloc(pool, &id));
+        } else {
+            assert_int_equal(psi_block_write(pool, i), 0);
+        }
+        use_all(pool, 256);
+        (void)psi_pool_step(pool);
+        psi_pool_step_end(pool);
+        assert_int_equal(stats.resident_bytes, (i < 8 ? i : 8) * 4 * page);
+        psi_os_pause_us(5000); /* for the watcher to look */
     }
     psi_pool_destroy(pool);
     psi_cache_close(cache);
@@ -663,6 +695,7 @@ int main(void) {
         cmocka_unit_test(freed_blocks_are_zero_when_handed_out_again),
         cmocka_unit_test(under_pressure_a_block_is_refused_and_later_given),
         cmocka_unit_test(at_its_default_floor_a_small_pool_takes_new_blocks),
+        cmocka_unit_test(below_its_floor_a_pool_takes_new_blocks),
         cmocka_unit_test(pressure_trims_and_its_end_regrows),
         cmocka_unit_test(an_idle_engine_s_blocks_go_without_it),
         cmocka_unit_test(a_forked_child_leaves_the_store_alone),

@@ -113,7 +113,7 @@ static uint64_t withdraw(psi_cache *cache) {
 static void tell_pools(psi_cache *cache, const psi_decision *decision) {
     for (psi_pool *pool = cache->pools; pool != NULL; pool = pool->next) {
         pthread_mutex_lock(&pool->lock);
-        atomic_store(&pool->refuses, decision->refuse && !pool->exchangeable);
+        atomic_store(&pool->refuses, decision->refuse && !pool->admits);
         pthread_mutex_unlock(&pool->lock);
         atomic_store(&pool->may_drop, decision->urgent);
     }

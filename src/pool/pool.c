@@ -101,9 +101,13 @@ static psi_pool *make(psi_cache *cache, const psi_pool_options *options, uint32_
     return pool;
 }
 
-/* The blocks that are kept, and one that can go for a new one to come: with less an engine at its floor is refused. */
+static uint64_t lesser(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+/* The blocks that are kept, and one that can go for a new one to come: with less an engine at its floor is refused. 0 of
+ * a remote pool, whose owner keeps what it must. */
 static uint64_t workable_bytes(const psi_pool *pool) {
-    return ((uint64_t)pool->lanes * pool->keep_first + pool->keep_newest + 1) * pool->block_total_bytes;
+    uint64_t first = pool->lanes * lesser(pool->keep_first, pool->lane_blocks);
+    return lesser(first + pool->keep_newest + 1, pool->blocks) * pool->block_total_bytes;
 }
 
 uint64_t psi_pool_floor_bytes(const psi_pool *pool, const psi_pool_options *options, uint64_t capacity_bytes) {
@@ -376,7 +380,7 @@ void *psi_block_alloc(psi_pool *pool, psi_block_id *id) {
     }
     void *address = NULL;
     pthread_mutex_lock(&pool->lock);
-    int error = psi_cache_refuses(pool->cache) ? EAGAIN : ENOMEM;
+    int error = psi_cache_refuses(pool->cache) && !psi_trim_is_below_floor(pool) ? EAGAIN : ENOMEM;
     if (error == EAGAIN) {
         pool->refusals++;
     }
@@ -459,20 +463,16 @@ static int restore_all(psi_pool *pool) {
     return moved;
 }
 
-static uint64_t lesser(uint64_t a, uint64_t b) { return a < b ? a : b; }
-
 /* Under pressure a step pays for the blocks that it adds with as many others, at the floor too: the cache takes new
- * tokens in exchange for old ones, and its memory stays as it is. */
+ * tokens in exchange for old ones, and its memory stays as it is. Below the floor it grows. */
 static uint64_t exchange(psi_pool *pool) {
     uint64_t added = (uint64_t)pool->fresh * pool->block_total_bytes;
     pool->fresh = 0;
     if (added == 0 || !psi_cache_is_pressed(pool->cache)) {
         return 0;
     }
-    uint64_t before = (uint64_t)pool->resident * pool->block_total_bytes - added;
-    uint64_t floor_bytes = before < pool->floor_bytes ? before : pool->floor_bytes;
-    uint64_t given = psi_trim(pool, added, PSI_TRIM_CLEAN, floor_bytes);
-    return given < added ? given + psi_trim(pool, added - given, PSI_TRIM_ALL, floor_bytes) : given;
+    uint64_t given = psi_trim(pool, added, PSI_TRIM_CLEAN, pool->floor_bytes);
+    return given < added ? given + psi_trim(pool, added - given, PSI_TRIM_ALL, pool->floor_bytes) : given;
 }
 
 /* What a person asked for, now and whole. */

@@ -109,7 +109,7 @@ struct psi_pool {
     uint64_t clean_bytes;                                  /* resident, and in the store already */
     uint64_t written_bytes, write_us, read_bytes, read_us; /* to and from the store, and how long that took */
     uint64_t given_at_us, first_given_at_us;     /* when a trim last gave pages back, and first in answer to an ask */
-    bool exchangeable;                           /* some block could go for a new one to come, at the floor too */
+    bool admits;                                 /* a new block, under pressure too: one can go for it, or the floor has room */
     uint32_t fresh;                              /* blocks that became RESIDENT from EMPTY since the last safe point */
     uint64_t scored_step;                        /* the last one in which attention was scored */
     uint64_t recalls, recalled_bytes, recall_us; /* exchanges of hidden blocks for others */
@@ -177,8 +177,10 @@ uint64_t psi_wake_wanted(psi_pool *pool);
  * lies first in the store: it is read from its begin to its end, whatever order they went in. */
 typedef bool (*psi_trim_takes)(const psi_pool *pool, uint32_t block);
 size_t psi_trim_collect_stored(psi_pool *pool, uint32_t *from, uint64_t most, psi_trim_takes takes);
-/* Counts anew what could go (evictable_bytes, exchangeable) and what waits to come back (hidden). */
+/* Counts anew what could go (evictable_bytes, admits) and what waits to come back (hidden). */
 void psi_trim_survey(psi_pool *pool);
+/* With one block more, too, it has no more than its floor. */
+bool psi_trim_is_below_floor(const psi_pool *pool);
 /* The resident block that would go next and that the store has not yet; PSI_BLOCK_NONE when there is none. */
 uint32_t psi_trim_next_unwritten(psi_pool *pool, psi_trim_scope scope);
 

@@ -18,7 +18,7 @@ static uint64_t above_floor(const psi_pool *pool) {
 /* Nothing here to be written first: what can go can go at once. */
 void psi_remote_survey(psi_pool *pool) {
     pool->evictable_bytes = lesser((uint64_t)pool->counts.evictable * pool->block_total_bytes, above_floor(pool));
-    pool->exchangeable = pool->evictable_bytes > 0;
+    pool->admits = pool->evictable_bytes > 0;
     pool->unwritten_bytes = 0;
     pool->hidden = pool->counts.withheld;
 }
