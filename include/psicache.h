@@ -71,8 +71,8 @@ typedef struct psi_options {
     uint64_t dwell_us;   /* no regrowing this long after a trim; default 2 s */
     uint64_t horizon_us; /* how far ahead the fill rate is extrapolated; default: as long as giving back takes here */
     uint64_t reserve_bytes;   /* headroom to keep; default 1/16 of the limit, 16 MiB to 256 MiB */
-    uint64_t floor_bytes;     /* never trim a pool below this; default 1/32 of its capacity, and no less than its kept
-                               * blocks (keep_first, keep_newest) and one that can go for a new one */
+    uint64_t floor_bytes;     /* never trim a pool below this; under pressure it grows up to here, by default up to the
+                               * kept blocks and one more, too; default 1/32 of its capacity */
     const char *policy;       /* which blocks go first: "auto" (default), "attention", "keys", "fifo", "lru" */
     const char *store;        /* "file" (default) or "none" (trimmed blocks are dropped) */
     const char *store_dir;    /* directory of the store, on a disk; default /var/tmp ($TMPDIR is often memory) */

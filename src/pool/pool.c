@@ -103,17 +103,22 @@ static psi_pool *make(psi_cache *cache, const psi_pool_options *options, uint32_
 
 static uint64_t lesser(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
-/* The blocks that are kept, and one that can go for a new one to come: with less an engine at its floor is refused. 0 of
- * a remote pool, whose owner keeps what it must. */
-static uint64_t workable_bytes(const psi_pool *pool) {
-    uint64_t first = pool->lanes * lesser(pool->keep_first, pool->lane_blocks);
-    return lesser(first + pool->keep_newest + 1, pool->blocks) * pool->block_total_bytes;
+static uint64_t set_floor_bytes(const psi_pool *pool, const psi_pool_options *options) {
+    return options->floor_bytes != 0 ? options->floor_bytes : psi_cache_floor_bytes(pool->cache);
 }
 
 uint64_t psi_pool_floor_bytes(const psi_pool *pool, const psi_pool_options *options, uint64_t capacity_bytes) {
-    uint64_t set = options->floor_bytes != 0 ? options->floor_bytes : psi_cache_floor_bytes(pool->cache);
-    uint64_t least_bytes = workable_bytes(pool), share_bytes = capacity_bytes / 32;
-    return set != 0 ? set : share_bytes > least_bytes ? share_bytes : least_bytes;
+    uint64_t set = set_floor_bytes(pool, options);
+    return set != 0 ? set : capacity_bytes / 32;
+}
+
+/* Up to the floor; where nobody set one, up to the blocks that are kept and one more, which can go for a new one to come:
+ * in a small cache a 32nd is less than what is kept, and each step would be refused for as long as pressure lasts. */
+static uint64_t admit_bytes(const psi_pool *pool, const psi_pool_options *options) {
+    uint64_t first = pool->lanes * lesser(pool->keep_first, pool->lane_blocks);
+    uint64_t kept_bytes = (first + pool->keep_newest + 1) * pool->block_total_bytes;
+    bool is_set = set_floor_bytes(pool, options) != 0;
+    return is_set || kept_bytes < pool->floor_bytes ? pool->floor_bytes : kept_bytes;
 }
 
 static psi_pool *finish(psi_pool *pool, const psi_pool_options *options) {
@@ -127,6 +132,7 @@ static psi_pool *finish(psi_pool *pool, const psi_pool_options *options) {
         return NULL;
     }
     pool->floor_bytes = psi_pool_floor_bytes(pool, options, (uint64_t)pool->blocks * pool->block_total_bytes);
+    pool->admit_bytes = admit_bytes(pool, options);
     memset(pool->record, 0, pool->record_bytes); /* committed now, and not in the first trim */
     memset(pool->ahead, 0, pool->record_bytes);
     memset(pool->candidates, 0, pool->blocks * sizeof(*pool->candidates));
@@ -380,7 +386,7 @@ void *psi_block_alloc(psi_pool *pool, psi_block_id *id) {
     }
     void *address = NULL;
     pthread_mutex_lock(&pool->lock);
-    int error = psi_cache_refuses(pool->cache) && !psi_trim_is_below_floor(pool) ? EAGAIN : ENOMEM;
+    int error = psi_cache_refuses(pool->cache) && !psi_trim_has_admission(pool) ? EAGAIN : ENOMEM;
     if (error == EAGAIN) {
         pool->refusals++;
     }

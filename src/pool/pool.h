@@ -72,6 +72,7 @@ struct psi_pool {
     psi_store *store; /* NULL: could not be opened; as "none" */
     uint32_t keep_first, keep_newest;
     uint64_t floor_bytes;
+    uint64_t admit_bytes; /* so much it may have under pressure, too: the floor or more */
     psi_block_moved_fn moved;
     void *moved_user;
     uint64_t step; /* the step that runs, or ran last */
@@ -109,7 +110,7 @@ struct psi_pool {
     uint64_t clean_bytes;                                  /* resident, and in the store already */
     uint64_t written_bytes, write_us, read_bytes, read_us; /* to and from the store, and how long that took */
     uint64_t given_at_us, first_given_at_us;     /* when a trim last gave pages back, and first in answer to an ask */
-    bool admits;                                 /* a new block, under pressure too: one can go for it, or the floor has room */
+    bool admits;                                 /* a new block, under pressure too: one can go for it, or admit_bytes has room */
     uint32_t fresh;                              /* blocks that became RESIDENT from EMPTY since the last safe point */
     uint64_t scored_step;                        /* the last one in which attention was scored */
     uint64_t recalls, recalled_bytes, recall_us; /* exchanges of hidden blocks for others */
@@ -179,8 +180,8 @@ typedef bool (*psi_trim_takes)(const psi_pool *pool, uint32_t block);
 size_t psi_trim_collect_stored(psi_pool *pool, uint32_t *from, uint64_t most, psi_trim_takes takes);
 /* Counts anew what could go (evictable_bytes, admits) and what waits to come back (hidden). */
 void psi_trim_survey(psi_pool *pool);
-/* With one block more, too, it has no more than its floor. */
-bool psi_trim_is_below_floor(const psi_pool *pool);
+/* With one block more, too, it has no more than admit_bytes. */
+bool psi_trim_has_admission(const psi_pool *pool);
 /* The resident block that would go next and that the store has not yet; PSI_BLOCK_NONE when there is none. */
 uint32_t psi_trim_next_unwritten(psi_pool *pool, psi_trim_scope scope);
 

@@ -185,8 +185,8 @@ uint32_t psi_trim_next_unwritten(psi_pool *pool, psi_trim_scope scope) {
 
 static uint64_t lesser(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
-bool psi_trim_is_below_floor(const psi_pool *pool) {
-    return resident_bytes(pool) + pool->block_total_bytes <= pool->floor_bytes;
+bool psi_trim_has_admission(const psi_pool *pool) {
+    return resident_bytes(pool) + pool->block_total_bytes <= pool->admit_bytes;
 }
 
 void psi_trim_survey(psi_pool *pool) {
@@ -211,7 +211,7 @@ void psi_trim_survey(psi_pool *pool) {
     uint64_t above = resident_bytes(pool) > pool->floor_bytes ? resident_bytes(pool) - pool->floor_bytes : 0;
     pool->evictable_bytes = lesser(bytes, above);
     pool->unwritten_bytes = lesser(unwritten, pool->evictable_bytes);
-    pool->admits = bytes > 0 || psi_trim_is_below_floor(pool);
+    pool->admits = bytes > 0 || psi_trim_has_admission(pool);
 }
 
 static bool is_wanted(const psi_pool *pool, uint32_t block) {

@@ -50,7 +50,7 @@ static const char the_run[] =
     "  --store-max SIZE    upper size of the store (default: the cache's capacity)\n"
     "  --store-hour-max SIZE  most that is written to it in any hour (default: no bound); trims are slower then\n"
     "  --store-hour-strict on|off  on: not even a trim writes more; blocks stay, or are dropped (default off)\n"
-    "  --floor SIZE        never trim a cache below this (default 1/32 of its capacity, 4 blocks at least)\n"
+    "  --floor SIZE        never trim a cache below this (default 1/32 of its capacity)\n"
     "  --reserve SIZE      memory to keep free (default 1/16 of the limit, 16M to 256M)\n"
     "  --block-cells N     tokens a block (default: chosen from the page size)\n"
     "  --long-step-us US   steps that take as long give memory back between their layers, too (default 20000)\n"
