@@ -1,5 +1,5 @@
-/* numbers.h - small arithmetic that the files of this room share: casts, differences and shares that stay finite and
- * in range whatever a reading says. Pure. */
+/* numbers.h - small arithmetic that the files of this room and of src/pool share: casts, differences and shares that
+ * stay finite and in range whatever a reading says. Pure. */
 #ifndef PSI_CONTROL_NUMBERS_H
 #define PSI_CONTROL_NUMBERS_H
 

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "control/numbers.h"
 #include "os/os.h"
 #include "pool/pool.h"
 
@@ -101,8 +102,6 @@ static psi_pool *make(psi_cache *cache, const psi_pool_options *options, uint32_
     return pool;
 }
 
-static uint64_t lesser(uint64_t a, uint64_t b) { return a < b ? a : b; }
-
 static uint64_t set_floor_bytes(const psi_pool *pool, const psi_pool_options *options) {
     return options->floor_bytes != 0 ? options->floor_bytes : psi_cache_floor_bytes(pool->cache);
 }
@@ -115,10 +114,9 @@ uint64_t psi_pool_floor_bytes(const psi_pool *pool, const psi_pool_options *opti
 /* Up to the floor; where nobody set one, up to the blocks that are kept and one more, which can go for a new one to come:
  * in a small cache a 32nd is less than what is kept, and each step would be refused for as long as pressure lasts. */
 static uint64_t admit_bytes(const psi_pool *pool, const psi_pool_options *options) {
-    uint64_t first = pool->lanes * lesser(pool->keep_first, pool->lane_blocks);
+    uint64_t first = pool->lanes * psi_least(pool->keep_first, pool->lane_blocks);
     uint64_t kept_bytes = (first + pool->keep_newest + 1) * pool->block_total_bytes;
-    bool is_set = set_floor_bytes(pool, options) != 0;
-    return is_set || kept_bytes < pool->floor_bytes ? pool->floor_bytes : kept_bytes;
+    return set_floor_bytes(pool, options) != 0 ? pool->floor_bytes : psi_most(pool->floor_bytes, kept_bytes);
 }
 
 static psi_pool *finish(psi_pool *pool, const psi_pool_options *options) {
@@ -227,8 +225,7 @@ psi_block_state psi_block_get_state(const psi_pool *pool, psi_block_id block) {
     return state;
 }
 
-/* Readies a block for writing; under the lock. */
-/* is_added: the coming step pays for a block that was empty. */
+/* Readies a block for writing; under the lock. `is_added`: the coming step pays for a block that was empty. */
 static int write_block(psi_pool *pool, psi_block_id block, bool is_added) {
     psi_block *b = &pool->block[block];
     int error = 0;
@@ -511,11 +508,11 @@ static uint64_t trim_as_asked(psi_pool *pool, uint64_t given) {
     uint64_t now = psi_trim(pool, asked - given, writes ? PSI_TRIM_ALL : PSI_TRIM_CLEAN, pool->floor_bytes);
     uint64_t may_drop = atomic_exchange(&pool->may_drop_bytes, 0);
     if (!writes && may_drop > 0 && now < asked - given) {
-        now += drop(pool, lesser(asked - given - now, may_drop));
+        now += drop(pool, psi_least(asked - given - now, may_drop));
     }
     psi_trim_survey(pool);
     if (!writes && now < asked - given && pool->unwritten_bytes > 0) {
-        (void)atomic_fetch_add(&pool->want_trim_bytes, lesser(asked - given - now, pool->unwritten_bytes));
+        (void)atomic_fetch_add(&pool->want_trim_bytes, psi_least(asked - given - now, pool->unwritten_bytes));
     }
     return now;
 }

@@ -5,10 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "control/numbers.h"
 #include "os/os.h"
 #include "pool/pool.h"
-
-static uint64_t lesser(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
 static uint64_t above_floor(const psi_pool *pool) {
     uint64_t resident = (uint64_t)pool->resident * pool->block_total_bytes;
@@ -17,7 +16,7 @@ static uint64_t above_floor(const psi_pool *pool) {
 
 /* Nothing here to be written first: what can go can go at once. */
 void psi_remote_survey(psi_pool *pool) {
-    pool->evictable_bytes = lesser((uint64_t)pool->counts.evictable * pool->block_total_bytes, above_floor(pool));
+    pool->evictable_bytes = psi_least((uint64_t)pool->counts.evictable * pool->block_total_bytes, above_floor(pool));
     pool->admits = pool->evictable_bytes > 0;
     pool->unwritten_bytes = 0;
     pool->hidden = pool->counts.withheld;
@@ -78,7 +77,7 @@ static uint64_t take_trim(psi_pool *pool) {
     uint32_t permille = atomic_exchange(&pool->want_trim_permille, 0);
     uint64_t by_hand = (uint64_t)pool->resident * pool->block_total_bytes / 1000 * permille;
     uint64_t asked = atomic_exchange(&pool->want_trim_bytes, 0);
-    return lesser(asked > by_hand ? asked : by_hand, above_floor(pool));
+    return psi_least(asked > by_hand ? asked : by_hand, above_floor(pool));
 }
 
 static uint64_t take_restore(psi_pool *pool) {

@@ -2,6 +2,7 @@
  * point, and by the watcher for blocks asleep. No allocation on this path. */
 #include <errno.h>
 
+#include "control/numbers.h"
 #include "os/os.h"
 #include "pool/pool.h"
 
@@ -183,8 +184,6 @@ uint32_t psi_trim_next_unwritten(psi_pool *pool, psi_trim_scope scope) {
     return count > 0 ? best->block : PSI_BLOCK_NONE;
 }
 
-static uint64_t lesser(uint64_t a, uint64_t b) { return a < b ? a : b; }
-
 bool psi_trim_has_admission(const psi_pool *pool) {
     return resident_bytes(pool) + pool->block_total_bytes <= pool->admit_bytes;
 }
@@ -209,8 +208,8 @@ void psi_trim_survey(psi_pool *pool) {
         pool->hidden += b->state == PSI_BLOCK_STORED && b->hidden && b->used >= pool->step;
     }
     uint64_t above = resident_bytes(pool) > pool->floor_bytes ? resident_bytes(pool) - pool->floor_bytes : 0;
-    pool->evictable_bytes = lesser(bytes, above);
-    pool->unwritten_bytes = lesser(unwritten, pool->evictable_bytes);
+    pool->evictable_bytes = psi_least(bytes, above);
+    pool->unwritten_bytes = psi_least(unwritten, pool->evictable_bytes);
     pool->admits = bytes > 0 || psi_trim_has_admission(pool);
 }
 
@@ -298,10 +297,10 @@ static uint64_t take_room(psi_pool *pool, uint64_t bytes) {
 uint64_t psi_wake_wanted(psi_pool *pool) {
     uint64_t portion = PSI_WAKE_BYTES / pool->block_total_bytes + 1, woken = 0;
     for (uint64_t wanted = count_wanted(pool); wanted > 0; wanted = count_wanted(pool)) {
-        uint64_t now = lesser(wanted, portion);
+        uint64_t now = psi_least(wanted, portion);
         uint64_t fit = take_room(pool, now * pool->block_total_bytes) / pool->block_total_bytes;
         uint64_t found = fit < now ? take_from_sleepers(pool, now - fit) : 0;
-        fit = lesser(fit + found, now);
+        fit = psi_least(fit + found, now);
         if (fit < now && !psi_cache_is_exact(pool->cache)) {
             hide_surplus(pool, wanted, fit);
         }

@@ -5,6 +5,7 @@
 
 #include <stdlib.h>
 
+#include "control/numbers.h"
 #include "pool/board.h"
 
 #define REGROW_PERIOD_US 100000u
@@ -104,13 +105,11 @@ static void watch_once(psi_cache *cache) {
     }
 }
 
-static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
-
 /* Far from every limit a reading is rare; what waits to come back, or to be written, should not wait for it. */
 static uint64_t sleep_us(const psi_cache *cache) {
     uint64_t us = cache->decision.sleep_us;
-    us = cache->waits_to_return ? least(us, REGROW_PERIOD_US) : us;
-    return cache->decision.clean && cache->settings.controller ? least(us, WRITE_AHEAD_PERIOD_US) : us;
+    us = cache->waits_to_return ? psi_least(us, REGROW_PERIOD_US) : us;
+    return cache->decision.clean && cache->settings.controller ? psi_least(us, WRITE_AHEAD_PERIOD_US) : us;
 }
 
 static void sleep_until_needed(psi_cache *cache, uint64_t us) {
@@ -127,7 +126,7 @@ static void sleep_until_needed(psi_cache *cache, uint64_t us) {
     }
     if (cache->armed == 0 && (cache->reading.have & PSI_HAVE_HEADROOM) == 0 &&
         (cache->reading.have & PSI_HAVE_STALL) != 0) {
-        us = least(us, UNARMED_PERIOD_US);
+        us = psi_least(us, UNARMED_PERIOD_US);
     }
     size_t ready = psi_os_wait(&cache->bell, watches, count, us);
     size_t events = ready > 0 ? psi_trigger_take(cache->trigger, watches, count) : 0;
