@@ -29,7 +29,7 @@ PARTS = (
     Part("context", "bench/context.py", ("--part", "key", "--quick"), "bench/context.json", 2),
     Part("oom-table", "bench/oom_table.py", ("--quick",), "bench/oom_table.json", 22),
     Part("thrash", "bench/thrash.py", (), "bench/thrash.json", 3),
-    Part("reaction", "bench/reaction.py", (), "bench/reaction.json", 5),
+    Part("reaction", "bench/reaction.py", ("--tuning", "off"), "bench/reaction-untuned.json", 5),
     Part("spike-matrix", "bench/spike_matrix.py", ("--runs", "1", "--compare", "1"), "bench/spike_matrix.json", 9))
 
 

@@ -298,7 +298,9 @@ def reaction(result):
         axis.legend(frameon=False, fontsize=8)
         plain(axis)
 
-    return Section("From the first sign of a spike to pages returned", "%d spikes." % len(result["rows"]),
+    return Section("From the first sign of a spike to pages returned", "%d spikes; the reserve %s." % (
+                       len(result["rows"]), "is as at the start" if result["settings"].get("tuning") == "off" else
+                       "follows what was found to be needed, so the first MiB may be no reason to act"),
                    ["what", "spikes", "p50 ms", "p99 ms", "most ms"], rows, draw, (8, 2.6))
 
 

@@ -20,6 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 from demo import machine  # noqa: E402
 from demo_vllm import status_of  # noqa: E402
+from rig_base import leave_on_signals  # noqa: E402
 from vllm_server import Load, Server  # noqa: E402
 
 BUILD = ROOT / "build" / "bench"
@@ -97,6 +98,7 @@ def pairs_of(options, ours, stock):
 
 def main():
     options = arguments()
+    leave_on_signals()
     BUILD.mkdir(parents=True, exist_ok=True)
     environment = {"PSI_CACHE_CONTROLLER": "off"} if options.withheld else {}
     kv_bytes = int(options.kv) << 20

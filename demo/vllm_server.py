@@ -41,7 +41,8 @@ class Server:
         command += ["--kv-transfer-config", FLAG] if ours else []
         command += ["--scheduler-cls", scheduler] if scheduler else []
         self.log = tempfile.TemporaryFile()
-        settings = {**os.environ, "VLLM_LOGGING_LEVEL": "WARNING", "PSI_CACHE_VERBOSE": "2", **dict(environment)}
+        settings = {"VLLM_CPU_NUM_OF_RESERVED_CPU": "1",  # as without a connector: vLLM would keep one more for it
+                    **os.environ, "VLLM_LOGGING_LEVEL": "WARNING", "PSI_CACHE_VERBOSE": "2", **dict(environment)}
         start = group.start if group is not None else subprocess.Popen
         self.process = start(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, env=settings, start_new_session=True)
 

@@ -190,6 +190,27 @@ def test_a_pool_that_does_otherwise_is_found_out():
     assert not hooks.works_as_expected(Stubborn(4))
 
 
+def started_on(device="cpu", workers=1):
+    return types.SimpleNamespace(device_config=types.SimpleNamespace(device_type=device),
+                                 parallel_config=types.SimpleNamespace(local_world_size=workers))
+
+
+def test_the_processor_that_vllm_keeps_for_a_connector_is_told_of():
+    assert hooks.idle_processor(started_on(), 4, {}).startswith("1 of 4 processors idle")
+    told = hooks.idle_processor(started_on(workers=2), 8, {"VLLM_CPU_OMP_THREADS_BIND": "auto"})
+    assert told.startswith("2 of 8 ") and "VLLM_CPU_NUM_OF_RESERVED_CPU=2 " in told
+
+
+@pytest.mark.parametrize("device, processors, environment", [
+    ("cpu", 2, {}),  # vLLM keeps none where none would be left
+    ("cpu", 4, {"VLLM_CPU_NUM_OF_RESERVED_CPU": "1"}),
+    ("cpu", 4, {"VLLM_CPU_OMP_THREADS_BIND": "0-3"}),
+    ("cpu", 4, {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}),
+    ("cuda", 4, {})])
+def test_no_word_of_processors_where_none_is_kept(device, processors, environment):
+    assert hooks.idle_processor(started_on(device), processors, environment) is None
+
+
 def test_the_plugin_never_fails(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "vllm", None)  # an import of it raises ImportError
     plugin.register()

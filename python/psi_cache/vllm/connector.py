@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import os
+from importlib.util import find_spec
 from typing import Any, Callable, List, Optional, Tuple, TypeVar
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
@@ -14,8 +15,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
-from . import arena
-from .say import DEBUG, ERROR, INFO, say
+from . import arena, hooks
+from .say import DEBUG, ERROR, INFO, WARN, say
 from .scheduler import SchedulerHalf
 from .worker import WorkerHalf
 
@@ -65,6 +66,9 @@ class PsiCacheConnector(KVConnectorBase_V1, SupportsHMA):
         config = self._kv_transfer_config
         extra, engine_id = config.kv_connector_extra_config or {}, str(config.engine_id)
         if role == KVConnectorRole.SCHEDULER:
+            advice = hooks.idle_processor(vllm_config, len(os.sched_getaffinity(0)), os.environ)
+            if advice is not None and find_spec("vllm.utils.ompmultiprocessing") is not None:
+                say(WARN, advice)
             self.scheduler_half = SchedulerHalf(vllm_config, kv_cache_config, engine_id, extra)
         else:
             store = extra.get("store") or os.environ.get("PSI_CACHE_STORE") or "file"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Optional
+from typing import Any, List, Mapping, Optional
 
 # Of the connectors' base class; without these vLLM does not tell us enough. The others may be missing.
 BASE_CALLS = ("bind_gpu_block_pool", "on_new_request", "register_kv_caches", "build_connector_meta")
@@ -69,3 +69,17 @@ def missing_for_store(vllm_config: Any, kv_cache_config: Any, pool: Any) -> Opti
     if len(sizes) != 1:
         return f"its blocks are of {len(sizes)} sizes"
     return overlap_of_steps(vllm_config)
+
+
+def idle_processor(vllm_config: Any, processors: int, environment: Mapping[str, str]) -> Optional[str]:
+    """How to get back the processor that vLLM for CPUs keeps free for any connector, in words; None: it keeps none.
+
+    It keeps one for each local worker, and with a connector as many again, meant for one that talks to a network. Where that
+    leaves no processor it keeps none at all. The workers are bound before a connector is made, so only its user can say."""
+    if vllm_config.device_config.device_type != "cpu" or environment.get("VLLM_CPU_OMP_THREADS_BIND", "auto") != "auto":
+        return None
+    workers = getattr(vllm_config.parallel_config, "local_world_size", 1)
+    if "VLLM_CPU_NUM_OF_RESERVED_CPU" in environment or processors <= 2 * workers:
+        return None
+    return (f"{workers} of {processors} processors idle: vLLM keeps them for connectors that need some, which this one does "
+            f"not. VLLM_CPU_NUM_OF_RESERVED_CPU={workers} gives them to the model")
