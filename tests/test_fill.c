@@ -89,6 +89,23 @@ static void before_an_alarm_the_cache_is_read_anew(void **state) {
     psi_signal_close(signal);
 }
 
+/* The counters' files cost as much as the rest of a look. */
+static void an_alarm_that_lasts_reads_the_cache_each_10_ms(void **state) {
+    (void)state;
+    psi_signal *signal = open_group(1000 * MIB);
+    unsigned counters = 0, alarms = 0;
+    (void)read_after(signal, 0);
+    for (uint64_t ms = 2; ms <= 500; ms += 2) {
+        psi_reading reading = use_and_read(signal, (1000 + 5 * ms) * MIB, 2 * MS);
+        bool alarms_now = (reading.have & PSI_HAVE_FILL) && reading.fill_bytes_per_s >= (int64_t)reading.headroom_bytes;
+        alarms += alarms_now;
+        counters += alarms_now && (psi_signal_last(signal)->look & PSI_LOOK_COUNTERS);
+    }
+    assert_in_range(alarms, 100, 250);
+    assert_in_range(counters, alarms / 6, alarms / 4);
+    psi_signal_close(signal);
+}
+
 static void dropped_page_cache_is_no_fill(void **state) {
     (void)state;
     psi_signal *signal = open_group(2000 * MIB);
@@ -163,6 +180,7 @@ int main(void) {
         CASE(readings_within_a_millisecond_are_merged),
         CASE(reading_files_is_no_fill),
         CASE(before_an_alarm_the_cache_is_read_anew),
+        CASE(an_alarm_that_lasts_reads_the_cache_each_10_ms),
         CASE(dropped_page_cache_is_no_fill),
         CASE(growth_behind_a_full_group_is_fill),
         CASE(changed_limit_or_other_bound_is_no_fill),

@@ -1,5 +1,5 @@
-/* test_pool_pressed.c - a pool while memory is short and afterwards: trims, refusals, the floor, regrowing, an idle engine,
- * other threads. The machine's signals are those of a fake /proc. */
+/* test_pool_pressed.c - a pool while memory is short and afterwards: trims, refusals, the floor, regrowing, an idle
+ * engine, other threads. The machine's signals are those of a fake /proc. */
 #include <errno.h>
 #include <pthread.h>
 #include <setjmp.h>

@@ -11,7 +11,7 @@
 #define SLEEP_LEAST_US ((uint64_t)2000)
 #define SLEEP_QUIET_LEAST_US ((uint64_t)5000) /* near, but little moves: 200 looks a second, not 500, */
 #define SLEEP_QUIET_MOST_US ((uint64_t)20000) /* a fifth of what regrowing goes by */
-#define SLEEP_QUIET_PARTS 4               /* or one in so much of the time that the reserve is off at the worst rate */
+#define SLEEP_PARTS 4                     /* or one in so much of the time that the reserve is off at the worst rate */
 #define SLEEP_ABOVE_US ((uint64_t)10000)  /* above the limit: to see the effect, and ask for more */
 #define SLEEP_STALL_US ((uint64_t)100000) /* only stall says so: a tenth of its window */
 #define SLEEP_MOST_US ((uint64_t)500000)
@@ -51,10 +51,11 @@ static uint64_t near_sleep_us(const psi_control *control, const psi_reading *rea
     uint64_t most = decision->band == PSI_BAND_SAFETY    ? SLEEP_ABOVE_US
                     : decision->band == PSI_BAND_COMFORT ? SLEEP_STALL_US
                                                          : SLEEP_MOST_US;
-    uint64_t least = SLEEP_LEAST_US;
+    uint64_t part = reserve_in_us(control, reading) / SLEEP_PARTS, least = SLEEP_LEAST_US;
     if (is_quiet(control, reading, decision))
-        least = psi_most(SLEEP_QUIET_LEAST_US,
-                         psi_least(reserve_in_us(control, reading) / SLEEP_QUIET_PARTS, SLEEP_QUIET_MOST_US));
+        least = psi_most(SLEEP_QUIET_LEAST_US, psi_least(part, SLEEP_QUIET_MOST_US));
+    else if (decision->band == PSI_BAND_NONE)
+        least = psi_most(SLEEP_LEAST_US, psi_least(part, SLEEP_QUIET_LEAST_US));
     if (decision->band == PSI_BAND_SAFETY && demand->evictable_bytes == 0)
         return SLEEP_ABOVE_US; /* nothing to give: looking faster helps nobody */
     return psi_most(psi_least(spare_us(control, reading), most), least);

@@ -111,8 +111,9 @@ uint64_t psi_pool_floor_bytes(const psi_pool *pool, const psi_pool_options *opti
     return set != 0 ? set : capacity_bytes / 32;
 }
 
-/* Up to the floor; where nobody set one, up to the blocks that are kept and one more, which can go for a new one to come:
- * in a small cache a 32nd is less than what is kept, and each step would be refused for as long as pressure lasts. */
+/* Up to the floor; where nobody set one, up to the blocks that are kept and one more, which can go for a new one to
+ * come: in a small cache a 32nd is less than what is kept, and each step would be refused for as long as pressure
+ * lasts. */
 static uint64_t admit_bytes(const psi_pool *pool, const psi_pool_options *options) {
     uint64_t first = pool->lanes * psi_least(pool->keep_first, pool->lane_blocks);
     uint64_t kept_bytes = (first + pool->keep_newest + 1) * pool->block_total_bytes;

@@ -109,10 +109,10 @@ struct psi_pool {
     uint64_t unwritten_bytes;                              /* of those, what the store has not yet */
     uint64_t clean_bytes;                                  /* resident, and in the store already */
     uint64_t written_bytes, write_us, read_bytes, read_us; /* to and from the store, and how long that took */
-    uint64_t given_at_us, first_given_at_us;     /* when a trim last gave pages back, and first in answer to an ask */
-    bool admits;                                 /* a new block, under pressure too: one can go for it, or admit_bytes has room */
-    uint32_t fresh;                              /* blocks that became RESIDENT from EMPTY since the last safe point */
-    uint64_t scored_step;                        /* the last one in which attention was scored */
+    uint64_t given_at_us, first_given_at_us; /* when a trim last gave pages back, and first in answer to an ask */
+    bool admits;          /* a new block, under pressure too: one can go for it, or admit_bytes has room */
+    uint32_t fresh;       /* blocks that became RESIDENT from EMPTY since the last safe point */
+    uint64_t scored_step; /* the last one in which attention was scored */
     uint64_t recalls, recalled_bytes, recall_us; /* exchanges of hidden blocks for others */
     uint32_t recomputable;                       /* dropped blocks that the last step would have read, and that the
                                                     engine can compute again */
