@@ -106,6 +106,24 @@ static void an_alarm_that_lasts_reads_the_cache_each_10_ms(void **state) {
     psi_signal_close(signal);
 }
 
+/* A program takes memory and then reads its files: what it reads is no part of the spike. */
+static void what_is_read_during_an_alarm_is_no_fill(void **state) {
+    (void)state;
+    psi_signal *signal = open_group(3100 * MIB);
+    double most = 0;
+    (void)read_after(signal, 0);
+    for (uint64_t ms = 2; ms <= 200; ms += 2) /* 1500 MiB/s, and 696 MiB left */
+        (void)use_and_read(signal, (3100 + 3 * ms / 2) * MIB, 2 * MS);
+    for (uint64_t ms = 2; ms <= 100; ms += 2) { /* 3000 MiB/s into the page cache */
+        put_v2_stat("/cg/a/b/c/memory.stat", 3 * ms * MIB, 0);
+        psi_reading reading = use_and_read(signal, (3400 + 3 * ms) * MIB, 2 * MS);
+        if (mib_per_s(&reading) > most)
+            most = mib_per_s(&reading);
+    }
+    assert_true(most < 1600);
+    psi_signal_close(signal);
+}
+
 static void dropped_page_cache_is_no_fill(void **state) {
     (void)state;
     psi_signal *signal = open_group(2000 * MIB);
@@ -181,6 +199,7 @@ int main(void) {
         CASE(reading_files_is_no_fill),
         CASE(before_an_alarm_the_cache_is_read_anew),
         CASE(an_alarm_that_lasts_reads_the_cache_each_10_ms),
+        CASE(what_is_read_during_an_alarm_is_no_fill),
         CASE(dropped_page_cache_is_no_fill),
         CASE(growth_behind_a_full_group_is_fill),
         CASE(changed_limit_or_other_bound_is_no_fill),

@@ -195,6 +195,17 @@ static uint64_t seen_of(const psi_bound *bounds, uint64_t headroom_bytes) {
     return seen_bytes;
 }
 
+/* In an alarm only what a fresh look at the page cache confirms: who took memory and now reads files would prolong it.
+ */
+static bool tells_of_fill(const psi_derive *derive, const psi_sample *sample) {
+    return (sample->look & PSI_LOOK_AMOUNTS) && (!derive->alarmed || (sample->look & PSI_LOOK_COUNTERS));
+}
+
+static bool is_alarming(const psi_reading *reading) {
+    return (reading->have & PSI_HAVE_FILL) && (reading->have & PSI_HAVE_HEADROOM) && reading->fill_bytes_per_s > 0 &&
+           (uint64_t)reading->fill_bytes_per_s >= reading->headroom_bytes;
+}
+
 /* The fill rate is that of the tightest bound, from its own history: when another becomes the
  * tightest, the step from one to the other is no fill. */
 static void fill_headroom(psi_derive *derive, const psi_sample *sample, psi_reading *reading) {
@@ -207,7 +218,7 @@ static void fill_headroom(psi_derive *derive, const psi_sample *sample, psi_read
     reading->missing_bytes = room < 0 ? (uint64_t)-room : 0;
     reading->unseen_bytes = reading->headroom_bytes - seen_of(derive->v1, seen_of(derive->v2, reading->headroom_bytes));
     reading->limit_bytes = bound->limit_bytes;
-    if ((sample->look & PSI_LOOK_AMOUNTS) && bound->has_shrink) {
+    if (tells_of_fill(derive, sample) && bound->has_shrink) {
         psi_fill_add(&derive->fill, sample->at_us, bound->shrink, bound->shrink_span_us);
         psi_run_add(&derive->run, sample->at_us, bound->shrink, bound->shrink_span_us);
     }
@@ -262,6 +273,7 @@ void psi_derive_read(psi_derive *derive, const psi_sample *sample, psi_reading *
     if (derive->has_amounts && sample->at_us >= derive->amounts_at_us &&
         sample->at_us - derive->amounts_at_us <= PSI_RATE_KEEPS_US)
         fill_headroom(derive, sample, reading);
+    derive->alarmed = is_alarming(reading);
     fill_rate(&derive->major_faults, PSI_HAVE_FAULTS, reading, &reading->major_faults_per_s);
     fill_rate(&derive->refaults, PSI_HAVE_REFAULTS, reading, &reading->refaults_per_s);
     fill_rate(&derive->reclaim, PSI_HAVE_RECLAIM, reading, &reading->reclaim_pages_per_s);

@@ -39,6 +39,7 @@ struct psi_derive {
     uint64_t amounts_at_us; /* of the last look */
     psi_fill fill;
     psi_run run;
+    bool alarmed;           /* at the rate of the last reading all is used up in a second */
     int64_t took_bytes;     /* since the last sample (psi_derive_took) */
     uint64_t present_bytes; /* own file mappings, resident and not locked */
     uint64_t hot_bytes;     /* own file mappings that were resident and in use: the most seen, locked ones included (so

@@ -23,7 +23,6 @@ typedef struct last_look {
 struct psi_signal {
     psi_clock clock;
     last_look stall, counters, rare;
-    bool alarmed; /* so was the last reading */
     psi_sources sources;
     psi_sample sample;
     psi_derive derive;
@@ -67,12 +66,6 @@ static bool is_due(last_look *look, uint64_t at_us, uint64_t every_us) {
     return true;
 }
 
-/* At this rate all is used up in a second. */
-static bool is_alarming(const psi_reading *reading) {
-    return (reading->have & PSI_HAVE_FILL) && (reading->have & PSI_HAVE_HEADROOM) && reading->fill_bytes_per_s > 0 &&
-           (uint64_t)reading->fill_bytes_per_s >= reading->headroom_bytes;
-}
-
 /* Reading files fills a group as an allocation does, and only memory.stat tells one from the other: before an alarm is
  * raised on a cache figure of 50 ms ago, it is read anew. One that is raised may last 10 ms on an old figure: the files
  * cost as much as the rest of a look, and there are 500 looks a second then, beside an engine that wants the processor.
@@ -80,7 +73,8 @@ static bool is_alarming(const psi_reading *reading) {
 static uint32_t check_alarm(psi_signal *signal, psi_reading *reading) {
     psi_derive trial = signal->derive;
     psi_derive_read(&trial, &signal->sample, reading);
-    if (!is_alarming(reading) || (signal->alarmed && signal->sample.at_us - signal->counters.at_us < ALARM_US))
+    bool lasts = signal->derive.alarmed && signal->sample.at_us - signal->counters.at_us < ALARM_US;
+    if (!trial.alarmed || lasts)
         return 0;
     psi_sources_sample(&signal->sources, PSI_LOOK_AMOUNTS | PSI_LOOK_COUNTERS, &signal->sample);
     signal->counters.at_us = signal->sample.at_us;
@@ -104,7 +98,6 @@ void psi_signal_read(psi_signal *signal, uint32_t look, psi_reading *reading) {
     if (may_check && !(look & PSI_LOOK_COUNTERS))
         signal->sample.look |= check_alarm(signal, reading);
     psi_derive_read(&signal->derive, &signal->sample, reading);
-    signal->alarmed = is_alarming(reading);
 }
 
 const psi_sample *psi_signal_last(const psi_signal *signal) { return &signal->sample; }
