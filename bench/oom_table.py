@@ -50,7 +50,11 @@ def arguments():
     parser.add_argument("--first", type=int, default=0, metavar="NUMBER",
                         help="begin there: so that two processes share the runs, each on processors of its own (default 0)")
     parser.add_argument("--report", action="store_true", help="run nothing: table and JSON of what there is")
+    parser.add_argument("--any-library", action="store_true",
+                        help="with --report: runs of other builds of psi_cache, too; each side names its builds")
     options = parser.parse_args()
+    if options.any_library and not options.report:
+        parser.error("--any-library is for --report: a table is made with one build")
     if options.quick:
         options.runs = 20
     options.others = min(options.runs, 200 if options.others is None else options.others)
@@ -241,7 +245,8 @@ def load_runs(options, plan, only=None):
     def counts(record):
         return (record["setting"] == wanted and record["seed"] == options.seed
                 and (only is None or record["side"] == only.name)
-                and record["limit_bytes"] == plan.limit_bytes and builds.get(record["side"]) == record["build"])
+                and record["limit_bytes"] == plan.limit_bytes and record["side"] in builds
+                and (options.any_library or builds[record["side"]] == record["build"]))
     return list({(r["side"], r["number"]): r for r in records.load(path_of(RECORDS), counts)}.values())
 
 

@@ -105,7 +105,7 @@ def test_the_bootstrap_draws_whole_runs():
 
 def run(name="ours-auto", killed=False, **changes):
     """A record as a run leaves it; the spike from 1 s to 2 s."""
-    return {"side": name, "number": 1, "killed": killed, "kills": {"count": int(killed), "engine": killed, "spike": False},
+    return {"side": name, "number": 1, "build": "a", "killed": killed, "kills": {"count": int(killed), "engine": killed, "spike": False},
             "failed": False, "refused": 0, "trims": 1, "context_tokens": 32768, "fill_tokens": 8192, "spike": {},
             "spike_s": [1.0, 1.5, 2.0], "steps_ms": [[0.9, 10], [1.1, 20], [2.01, 40], [2.2, 80]], "tokens": 4,
             "peak_bytes": 100, "mean_bytes": 50, "group_peak_bytes": 200,
@@ -119,7 +119,8 @@ def test_steps_count_from_the_spikes_begin_to_its_end():
 
 
 def test_a_row_counts_what_was_killed_and_judges_what_was_not():
-    row = oom_summary.row("ours-auto", [run(), run(peak_bytes=300), run(killed=True, peak_bytes=None)])
+    row = oom_summary.row("ours-auto", [run(), run(peak_bytes=300, build="b"), run(killed=True, peak_bytes=None)])
+    assert row["builds"] == ["a", "b"]
     assert (row["runs"], row["kills"], row["engine_kills"]) == (3, 1, 1)
     assert row["kills_share_interval"] == figures.wilson(1, 3)
     assert (row["peak_bytes"], row["peak_most_bytes"], row["step_worst_ms"]) == (200, 300, 40)
