@@ -30,7 +30,8 @@ def row(name, runs):
             "spike_kills": sum(run["kills"]["spike"] for run in runs),
             "failed": sum(run["failed"] for run in runs), "refused": sum(run["refused"] for run in runs),
             "trimmed_runs": sum(bool(run["trims"]) for run in runs),
-            "builds": sorted({run["build"] for run in runs}), "context_tokens": runs[0]["context_tokens"], "fill_tokens": runs[0]["fill_tokens"]}
+            "builds": sorted({run["build"] for run in runs}),
+            "context_tokens": runs[0]["context_tokens"], "fill_tokens": runs[0]["fill_tokens"]}
     for key in ("peak_bytes", "mean_bytes", "group_peak_bytes", "tokens"):
         side[key], side[key + "_interval"] = figure_with_interval(runs, key)
     side["peak_most_bytes"] = max((run["peak_bytes"] for run in runs if run["peak_bytes"]), default=None)

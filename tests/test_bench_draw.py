@@ -105,7 +105,8 @@ def test_the_bootstrap_draws_whole_runs():
 
 def run(name="ours-auto", killed=False, **changes):
     """A record as a run leaves it; the spike from 1 s to 2 s."""
-    return {"side": name, "number": 1, "build": "a", "killed": killed, "kills": {"count": int(killed), "engine": killed, "spike": False},
+    return {"side": name, "number": 1, "build": "a", "killed": killed,
+            "kills": {"count": int(killed), "engine": killed, "spike": False},
             "failed": False, "refused": 0, "trims": 1, "context_tokens": 32768, "fill_tokens": 8192, "spike": {},
             "spike_s": [1.0, 1.5, 2.0], "steps_ms": [[0.9, 10], [1.1, 20], [2.01, 40], [2.2, 80]], "tokens": 4,
             "peak_bytes": 100, "mean_bytes": 50, "group_peak_bytes": 200,
