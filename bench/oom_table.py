@@ -292,7 +292,8 @@ def report(options, plan):
         return 1
     result = oom_summary.summary(runs, options.sides)
     missing = len(missing_runs(options, runs))
-    result |= {"machine": rig.demo.machine(), "library_build": rig.library_build(), "missing_runs": missing,
+    result |= {"machine": rig.demo.machine(), "library_build": None if options.any_library else rig.library_build(),
+               "missing_runs": missing,
                "plan": vars(plan) | {name: getattr(plan, name) for name in (
                    "limit_bytes", "room_bytes", "give_bytes", "most_bytes", "smaller_tokens")},
                "options": {**vars(options), "sides": [side.name for side in options.sides]},
