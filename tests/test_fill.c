@@ -154,6 +154,23 @@ static void growth_behind_a_full_group_is_fill(void **state) {
     psi_signal_close(signal);
 }
 
+/* Between two fresh looks at the cache such a group does not move: that is no pause of the spike. */
+static void a_spike_behind_a_full_group_gets_older(void **state) {
+    (void)state;
+    psi_signal *signal = open_group(4096 * MIB);
+    psi_reading reading = {0};
+    put_v2_stat("/cg/a/b/c/memory.stat", 900 * MIB, 0);
+    (void)read_after(signal, 0);
+    for (uint64_t ms = 2; ms <= 300; ms += 2) {
+        put_v2_stat("/cg/a/b/c/memory.stat", 900 * MIB - ms * MIB, 0); /* 1000 MiB/s */
+        reading = read_after(signal, 2 * MS);
+        if (ms > 150) /* an alarm, and all is known to the last 10 ms */
+            assert_in_range(reading.fill_age_us, (ms - 70) * MS, ms * MS);
+    }
+    assert_near(mib_per_s(&reading), 1000, 100);
+    psi_signal_close(signal);
+}
+
 static void changed_limit_or_other_bound_is_no_fill(void **state) {
     (void)state;
     psi_signal *signal = open_group(100 * MIB);
@@ -202,6 +219,7 @@ int main(void) {
         CASE(what_is_read_during_an_alarm_is_no_fill),
         CASE(dropped_page_cache_is_no_fill),
         CASE(growth_behind_a_full_group_is_fill),
+        CASE(a_spike_behind_a_full_group_gets_older),
         CASE(changed_limit_or_other_bound_is_no_fill),
         CASE(what_we_took_ourselves_is_no_fill),
     };

@@ -190,25 +190,28 @@ def test_a_pool_that_does_otherwise_is_found_out():
     assert not hooks.works_as_expected(Stubborn(4))
 
 
-def started_on(device="cpu", workers=1):
+def started_on(device="cpu", **parallel):
     return types.SimpleNamespace(device_config=types.SimpleNamespace(device_type=device),
-                                 parallel_config=types.SimpleNamespace(local_world_size=workers))
+                                 parallel_config=types.SimpleNamespace(**parallel))
 
 
-def test_the_processor_that_vllm_keeps_for_a_connector_is_told_of():
-    assert hooks.idle_processor(started_on(), 4, {}).startswith("1 of 4 processors idle")
-    told = hooks.idle_processor(started_on(workers=2), 8, {"VLLM_CPU_OMP_THREADS_BIND": "auto"})
-    assert told.startswith("2 of 8 ") and "VLLM_CPU_NUM_OF_RESERVED_CPU=2 " in told
+def test_the_core_that_vllm_keeps_for_a_connector_is_told_of():
+    for start in (started_on(), started_on(local_world_size=1, distributed_executor_backend="mp")):
+        told = hooks.idle_core(start, 4, {"VLLM_CPU_OMP_THREADS_BIND": "auto"})
+        assert told.startswith("1 of 4 cores idles") and "VLLM_CPU_NUM_OF_RESERVED_CPU=1 " in told
 
 
-@pytest.mark.parametrize("device, processors, environment", [
-    ("cpu", 2, {}),  # vLLM keeps none where none would be left
-    ("cpu", 4, {"VLLM_CPU_NUM_OF_RESERVED_CPU": "1"}),
-    ("cpu", 4, {"VLLM_CPU_OMP_THREADS_BIND": "0-3"}),
-    ("cpu", 4, {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}),
-    ("cuda", 4, {})])
-def test_no_word_of_processors_where_none_is_kept(device, processors, environment):
-    assert hooks.idle_processor(started_on(device), processors, environment) is None
+@pytest.mark.parametrize("start, cores, environment", [
+    (started_on(), 2, {}),  # vLLM keeps none where none would be left
+    (started_on(), 4, {"VLLM_CPU_NUM_OF_RESERVED_CPU": "1"}),
+    (started_on(), 4, {"VLLM_CPU_OMP_THREADS_BIND": "0-3"}),
+    (started_on(), 4, {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}),
+    (started_on(), 4, {"VLLM_CPU_SIM_MULTI_NUMA": "1"}),
+    (started_on(local_world_size=2), 8, {}),
+    (started_on(distributed_executor_backend="uni"), 4, {}),
+    (started_on("cuda"), 4, {})])
+def test_no_word_of_cores_where_none_is_kept(start, cores, environment):
+    assert hooks.idle_core(start, cores, environment) is None
 
 
 def test_the_plugin_never_fails(monkeypatch, capsys):

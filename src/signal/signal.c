@@ -67,9 +67,9 @@ static bool is_due(last_look *look, uint64_t at_us, uint64_t every_us) {
 }
 
 /* Reading files fills a group as an allocation does, and only memory.stat tells one from the other: before an alarm is
- * raised on a cache figure of 50 ms ago, it is read anew. One that is raised may last 10 ms on an old figure: the files
- * cost as much as the rest of a look, and there are 500 looks a second then, beside an engine that wants the processor.
- */
+ * raised on a cache figure of 50 ms ago, it is read anew. While it lasts, each 10 ms, and derive.c takes no rate from
+ * the looks between: these files cost as much as the rest of a look, and there are hundreds a second then, beside an
+ * engine that wants the processor. */
 static uint32_t check_alarm(psi_signal *signal, psi_reading *reading) {
     psi_derive trial = signal->derive;
     psi_derive_read(&trial, &signal->sample, reading);

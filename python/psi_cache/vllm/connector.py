@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import os
-from importlib.util import find_spec
 from typing import Any, Callable, List, Optional, Tuple, TypeVar
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
@@ -50,6 +49,22 @@ def harmless(answer: Any) -> Callable[[Call], Call]:
     return wrap
 
 
+def advise(vllm_config: Any) -> None:
+    """Counts cores as vLLM does when it binds its worker. A vLLM without that code keeps no core."""
+    try:
+        import vllm.utils.cpu_resource_utils as resources
+        import vllm.utils.ompmultiprocessing  # noqa: F401
+
+        node = resources.get_visible_memory_node()[0]
+        cores = {cpu.physical_core for cpu in resources.get_allowed_cpu_list() if cpu.numa_node == node}
+        line = hooks.idle_core(vllm_config, len(cores), os.environ)
+    except Exception as error:
+        say(DEBUG, f"cores that vLLM keeps free are not known: {error}")
+        return
+    if line is not None:
+        say(WARN, line)
+
+
 class PsiCacheConnector(KVConnectorBase_V1, SupportsHMA):
     # Nothing is handed to another engine.
     requires_kv_delivery = False
@@ -66,9 +81,7 @@ class PsiCacheConnector(KVConnectorBase_V1, SupportsHMA):
         config = self._kv_transfer_config
         extra, engine_id = config.kv_connector_extra_config or {}, str(config.engine_id)
         if role == KVConnectorRole.SCHEDULER:
-            advice = hooks.idle_processor(vllm_config, len(os.sched_getaffinity(0)), os.environ)
-            if advice is not None and find_spec("vllm.utils.ompmultiprocessing") is not None:
-                say(WARN, advice)
+            advise(vllm_config)
             self.scheduler_half = SchedulerHalf(vllm_config, kv_cache_config, engine_id, extra)
         else:
             store = extra.get("store") or os.environ.get("PSI_CACHE_STORE") or "file"

@@ -71,15 +71,18 @@ def missing_for_store(vllm_config: Any, kv_cache_config: Any, pool: Any) -> Opti
     return overlap_of_steps(vllm_config)
 
 
-def idle_processor(vllm_config: Any, processors: int, environment: Mapping[str, str]) -> Optional[str]:
-    """How to get back the processor that vLLM for CPUs keeps free for any connector, in words; None: it keeps none.
+def idle_core(vllm_config: Any, cores: int, environment: Mapping[str, str]) -> Optional[str]:
+    """How to get back the core that vLLM for CPUs keeps free for any connector, in words; None: it keeps none, or who
+    knows. `cores`: those that vLLM's one worker may have.
 
-    It keeps one for each local worker, and with a connector as many again, meant for one that talks to a network. Where that
-    leaves no processor it keeps none at all. The workers are bound before a connector is made, so only its user can say."""
-    if vllm_config.device_config.device_type != "cpu" or environment.get("VLLM_CPU_OMP_THREADS_BIND", "auto") != "auto":
+    It keeps one for its scheduler, and with a connector one more, meant for one that talks to a network. Where that leaves
+    no core it keeps none at all. The worker is bound before a connector is made, so only its user can say."""
+    parallel = vllm_config.parallel_config
+    only_worker = (getattr(parallel, "local_world_size", 1) == 1 and
+                   getattr(parallel, "distributed_executor_backend", "mp") == "mp")
+    chosen = ("VLLM_CPU_NUM_OF_RESERVED_CPU", "VLLM_CPU_SIM_MULTI_NUMA")
+    binds = environment.get("VLLM_CPU_OMP_THREADS_BIND", "auto") == "auto" and not any(name in environment for name in chosen)
+    if vllm_config.device_config.device_type != "cpu" or not only_worker or not binds or cores <= 2:
         return None
-    workers = getattr(vllm_config.parallel_config, "local_world_size", 1)
-    if "VLLM_CPU_NUM_OF_RESERVED_CPU" in environment or processors <= 2 * workers:
-        return None
-    return (f"{workers} of {processors} processors idle: vLLM keeps them for connectors that need some, which this one does "
-            f"not. VLLM_CPU_NUM_OF_RESERVED_CPU={workers} gives them to the model")
+    return (f"1 of {cores} cores idles: vLLM keeps it for connectors that need one, which this one does not. Unless another "
+            "beside it does, VLLM_CPU_NUM_OF_RESERVED_CPU=1 gives it to the model")
