@@ -48,7 +48,8 @@ def test_a_file_that_cannot_be_shown_is_named_and_spoils_no_other(tmp_path):
 
 def oom_result(kills):
     """A result of the shape that oom_table.py writes, one side with one run."""
-    run = {"side": "stock-static", "killed": bool(kills), "kills": {"count": kills, "engine": True, "spike": False},
+    run = {"side": "stock-static", "build": "stock", "killed": bool(kills),
+           "kills": {"count": kills, "engine": True, "spike": False},
            "failed": False, "refused": 0, "trims": None, "context_tokens": 32768, "fill_tokens": 8192, "spike": {},
            "spike_s": [1.0, None, None], "steps_ms": [[0.9, 10]], "tokens": 1, "peak_bytes": 2**30,
            "mean_bytes": 2**29, "group_peak_bytes": 2**30,
