@@ -1,5 +1,4 @@
-/* small_pool.h - pools of a few pages' blocks with bytes that are known, for tests of pools. Include it after cmocka.h.
- */
+/* small_pool.h - pools of a few pages' blocks with known bytes, for tests of pools. Include it after cmocka.h. */
 #ifndef SMALL_POOL_H
 #define SMALL_POOL_H
 

@@ -59,6 +59,12 @@ static void remove_root(void) {
     assert_int_equal(system(command), 0);
 }
 
+static void end(psi_cache *cache, psi_pool *pool) {
+    psi_pool_destroy(pool);
+    psi_cache_close(cache);
+    remove_root();
+}
+
 /* Waits for what the watcher will do; the bound is for a hang, not a timing. */
 static void wait_until(int (*holds)(psi_cache *, psi_pool *), psi_cache *cache, psi_pool *pool) {
     for (int i = 0; i < 20000; i++) {
@@ -93,22 +99,20 @@ static void under_pressure_a_block_is_refused_and_later_given(void **state) {
     fake_meminfo(900);
     wait_until(is_not_refusing, cache, pool);
     assert_non_null(psi_block_alloc(pool, NULL));
-    psi_pool_destroy(pool);
-    psi_cache_close(cache);
-    remove_root();
+    end(cache, pool);
+}
+
+static uint64_t stored_after_a_step(psi_cache *cache, psi_pool *pool) {
+    use_all(pool, 64);
+    (void)psi_pool_step(pool);
+    return stats_of(cache).stored_bytes;
 }
 
 static int steps_until_all_went(psi_cache *cache, psi_pool *pool) {
-    use_all(pool, 64);
-    (void)psi_pool_step(pool);
-    return stats_of(cache).stored_bytes >= 60 * 4 * page;
+    return stored_after_a_step(cache, pool) >= 60 * 4 * page;
 }
 
-static int steps_until_all_came(psi_cache *cache, psi_pool *pool) {
-    use_all(pool, 64);
-    (void)psi_pool_step(pool);
-    return stats_of(cache).stored_bytes == 0;
-}
+static int steps_until_all_came(psi_cache *cache, psi_pool *pool) { return stored_after_a_step(cache, pool) == 0; }
 
 static void pressure_trims_and_its_end_regrows(void **state) {
     (void)state;
@@ -127,9 +131,7 @@ static void pressure_trims_and_its_end_regrows(void **state) {
         assert_filled(psi_block_address(pool, i), 4 * page, i);
     }
     assert_true(stats_of(cache).trims >= 1 && stats_of(cache).restores >= 1);
-    psi_pool_destroy(pool);
-    psi_cache_close(cache);
-    remove_root();
+    end(cache, pool);
 }
 
 static int steps_until_the_floor(psi_cache *cache, psi_pool *pool) {
@@ -156,9 +158,7 @@ static void at_its_default_floor_a_small_pool_takes_new_blocks(void **state) {
         }
         assert_int_equal(psi_block_write(pool, i), 0);
     }
-    psi_pool_destroy(pool);
-    psi_cache_close(cache);
-    remove_root();
+    end(cache, pool);
 }
 
 /* A conversation that begins in a spike: nothing can go, and the floor has room. */
@@ -182,9 +182,7 @@ static void below_its_floor_a_pool_takes_new_blocks(void **state) {
         assert_int_equal(stats.resident_bytes, (i < 8 ? i : 8) * 4 * page);
         psi_os_pause_us(5000); /* for the watcher to look */
     }
-    psi_pool_destroy(pool);
-    psi_cache_close(cache);
-    remove_root();
+    end(cache, pool);
 }
 
 static int all_went_by_themselves(psi_cache *cache, psi_pool *pool) {
@@ -209,9 +207,7 @@ static void an_idle_engine_s_blocks_go_without_it(void **state) {
     for (uint32_t i = 0; i < 64; i++) {
         assert_filled(psi_block_address(pool, i), 4 * page, i);
     }
-    psi_pool_destroy(pool);
-    psi_cache_close(cache);
-    remove_root();
+    end(cache, pool);
 }
 
 /* ---- A forked child, and threads ---------------------------------------------------------------- */
@@ -249,9 +245,7 @@ static void other_threads_may_ask_at_any_time(void **state) {
         assert_int_equal(psi_block_restore(pool, i), 0);
         assert_filled(psi_block_address(pool, i), 4 * page, i);
     }
-    psi_pool_destroy(pool);
-    psi_cache_close(cache);
-    remove_root();
+    end(cache, pool);
 }
 
 int main(void) {

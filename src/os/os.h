@@ -1,5 +1,4 @@
-/* os.h - the seam to the system: pages, files, clock, threads. The only room that makes system calls for the library.
- */
+/* os.h - the seam to the system: pages, files, clock, threads. The library's only room that makes system calls. */
 #ifndef PSI_OS_H
 #define PSI_OS_H
 

@@ -77,7 +77,7 @@ static uint64_t take_trim(psi_pool *pool) {
     uint32_t permille = atomic_exchange(&pool->want_trim_permille, 0);
     uint64_t by_hand = (uint64_t)pool->resident * pool->block_total_bytes / 1000 * permille;
     uint64_t asked = atomic_exchange(&pool->want_trim_bytes, 0);
-    return psi_least(asked > by_hand ? asked : by_hand, above_floor(pool));
+    return psi_least(psi_most(asked, by_hand), above_floor(pool));
 }
 
 static uint64_t take_restore(psi_pool *pool) {

@@ -195,8 +195,7 @@ static uint64_t seen_of(const psi_bound *bounds, uint64_t headroom_bytes) {
     return seen_bytes;
 }
 
-/* In an alarm only what a fresh look at the page cache confirms: who took memory and now reads files would prolong it.
- */
+/* In an alarm only what a fresh look at the page cache confirms: reading files would prolong it. */
 static bool tells_of_fill(const psi_derive *derive, const psi_sample *sample) {
     return (sample->look & PSI_LOOK_AMOUNTS) && (!derive->alarmed || (sample->look & PSI_LOOK_COUNTERS));
 }

@@ -71,10 +71,11 @@ static bool is_due(last_look *look, uint64_t at_us, uint64_t every_us) {
  * the looks between: these files cost as much as the rest of a look, and there are hundreds a second then, beside an
  * engine that wants the processor. */
 static uint32_t check_alarm(psi_signal *signal, psi_reading *reading) {
+    if (signal->derive.alarmed && signal->sample.at_us - signal->counters.at_us < ALARM_US)
+        return 0;
     psi_derive trial = signal->derive;
     psi_derive_read(&trial, &signal->sample, reading);
-    bool lasts = signal->derive.alarmed && signal->sample.at_us - signal->counters.at_us < ALARM_US;
-    if (!trial.alarmed || lasts)
+    if (!trial.alarmed)
         return 0;
     psi_sources_sample(&signal->sources, PSI_LOOK_AMOUNTS | PSI_LOOK_COUNTERS, &signal->sample);
     signal->counters.at_us = signal->sample.at_us;

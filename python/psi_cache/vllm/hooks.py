@@ -78,11 +78,11 @@ def idle_core(vllm_config: Any, cores: int, environment: Mapping[str, str]) -> O
     It keeps one for its scheduler, and with a connector one more, meant for one that talks to a network. Where that leaves
     no core it keeps none at all. The worker is bound before a connector is made, so only its user can say."""
     parallel = vllm_config.parallel_config
-    only_worker = (getattr(parallel, "local_world_size", 1) == 1 and
-                   getattr(parallel, "distributed_executor_backend", "mp") == "mp")
-    chosen = ("VLLM_CPU_NUM_OF_RESERVED_CPU", "VLLM_CPU_SIM_MULTI_NUMA")
-    binds = environment.get("VLLM_CPU_OMP_THREADS_BIND", "auto") == "auto" and not any(name in environment for name in chosen)
-    if vllm_config.device_config.device_type != "cpu" or not only_worker or not binds or cores <= 2:
+    one_worker = getattr(parallel, "local_world_size", 1) == 1
+    binds = getattr(parallel, "distributed_executor_backend", "mp") == "mp" and vllm_config.device_config.device_type == "cpu"
+    chosen = environment.get("VLLM_CPU_OMP_THREADS_BIND", "auto") != "auto" or any(
+        name in environment for name in ("VLLM_CPU_NUM_OF_RESERVED_CPU", "VLLM_CPU_SIM_MULTI_NUMA"))
+    if not binds or not one_worker or chosen or cores <= 2:
         return None
     return (f"1 of {cores} cores idles: vLLM keeps it for connectors that need one, which this one does not. Unless another "
             "beside it does, VLLM_CPU_NUM_OF_RESERVED_CPU=1 gives it to the model")
